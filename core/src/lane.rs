@@ -266,6 +266,11 @@ impl Latents {
         &self.lanes
     }
 
+    /// All lanes in order, owned.
+    pub fn into_lanes(self) -> Vec<Lane> {
+        self.lanes
+    }
+
     /// Removes all lanes.
     pub fn clear(&mut self) {
         self.lanes.clear();

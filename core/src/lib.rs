@@ -5,25 +5,35 @@
 //! A [`Pipeline`] says which plugins do that for which layer and role; an [`EvictionPolicy`] says which tokens are kept at all.
 //! This crate holds no codec and no `unsafe`.
 
+pub mod bits;
 mod codec;
+mod coder;
 pub mod config;
+pub mod container;
 mod error;
 mod eviction;
 mod lane;
+pub mod ledger;
 mod limits;
+mod pipeline;
 mod plugin;
 mod registry;
 mod tensor;
 mod transform;
 
 pub use codec::{Artifact, Codec, Sample};
+pub use coder::{ChunkCoder, EncodedChunk, EncodedLane, LaneCoding, StoredLane};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use eviction::{AttentionStep, CacheGeometry, CacheView, EvictionPolicy, EvictionSession, KeepSet};
 pub use lane::{Elem, ElemSet, Lane, LaneRef, LaneSpec, Latents};
 pub use limits::Limits;
+pub use pipeline::{
+    ChunkPlan, Chunking, CodecSpec, LayerRange, Pipeline, PipelineSpec, PluginSpec, PluginUse, RoleSpec, RouteSpec,
+    Span,
+};
 pub use plugin::{Capabilities, Context, Needs, Plugin, Pool};
 pub use registry::{AnyEntry, Entry, Kind, Registration, Registry};
-pub use tensor::{Chunk, ChunkMut, DType, Role, Rope, RopePairing, RopeScaling, Shape};
+pub use tensor::{Chunk, ChunkMut, DType, Role, Rope, RopePairing, RopeScaling, Shape, Stage};
 pub use transform::{Bound, LossyTransform};
 
 #[doc(hidden)]

@@ -78,6 +78,35 @@ impl fmt::Display for Role {
     }
 }
 
+/// Phase of the request in which tokens were appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The prompt.
+    Prefill,
+    /// One generated token, or a few.
+    Decode,
+    /// The dump does not say.
+    Unknown,
+}
+
+impl Stage {
+    /// The name used in dumps, tables and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Extent of a tensor in logical order `(seq, heads, dim)`, row-major, `dim` fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Shape {

@@ -1,0 +1,306 @@
+//! Coding of one chunk: transforms in order, then a codec per lane, with a stored fallback.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::{
+    Bound, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, ErrorKind, Lane, LaneRef, LaneSpec, Latents, Limits,
+    LossyTransform, Needs, Result, ResultExt, Shape, bits,
+};
+
+/// How the bytes of a stored lane are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneCoding {
+    /// The codec of the lane wrote them.
+    Codec,
+    /// The lane as it is, [`Elem::Bits`] packed: the codec would have needed as much or more.
+    Stored,
+}
+
+/// One lane of an encoded chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedLane {
+    /// Name, element type and shape.
+    pub spec: LaneSpec,
+    /// How to read its bytes.
+    pub coding: LaneCoding,
+    /// Where its bytes lie in [`EncodedChunk::bytes`].
+    pub range: Range<usize>,
+}
+
+/// An encoded chunk: lanes and their bytes, end to end. Reused between chunks to spare allocations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncodedChunk {
+    /// Lanes in stored order.
+    pub lanes: Vec<EncodedLane>,
+    /// The bytes of all lanes.
+    pub bytes: Vec<u8>,
+}
+
+impl EncodedChunk {
+    /// The lanes with their bytes, for decoding.
+    pub fn lanes(&self) -> impl Iterator<Item = StoredLane<'_>> {
+        self.lanes.iter().map(|lane| StoredLane {
+            spec: &lane.spec,
+            coding: lane.coding,
+            bytes: &self.bytes[lane.range.clone()],
+        })
+    }
+}
+
+/// A lane as it is read back.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredLane<'a> {
+    /// Name, element type and shape.
+    pub spec: &'a LaneSpec,
+    /// How to read its bytes.
+    pub coding: LaneCoding,
+    /// The stored bytes.
+    pub bytes: &'a [u8],
+}
+
+/// What codes the chunks of one layer and role.
+#[derive(Clone, Debug)]
+pub struct ChunkCoder {
+    transforms: Vec<Arc<dyn LossyTransform>>,
+    /// Lane name to codec and its slot in the pipeline; `*` for the rest.
+    codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
+}
+
+impl ChunkCoder {
+    pub(crate) fn new(
+        transforms: Vec<Arc<dyn LossyTransform>>,
+        codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
+    ) -> Self {
+        Self { transforms, codecs }
+    }
+
+    pub(crate) fn replace_codec(&mut self, slot: usize, codec: &Arc<dyn Codec>) {
+        for (place, held) in self.codecs.values_mut() {
+            if *place == slot {
+                *held = Arc::clone(codec);
+            }
+        }
+    }
+
+    fn codec(&self, lane: &str) -> Result<(usize, &dyn Codec)> {
+        let found = self.codecs.get(lane).or_else(|| self.codecs.get("*"));
+        found.map(|(slot, codec)| (*slot, codec.as_ref())).ok_or_else(|| {
+            let known: Vec<_> = self.codecs.keys().map(|name| format!("`{name}`")).collect();
+            Error::invalid_config(format!(
+                "no codec for lane `{lane}`: there are codecs for {} and no `*`",
+                known.join(", ")
+            ))
+        })
+    }
+
+    /// Whether every bit comes back.
+    pub fn is_lossless(&self) -> bool {
+        self.transforms.iter().all(|transform| transform.bound() == Bound::Lossless)
+    }
+
+    /// What its plugins need to know.
+    pub fn needs(&self) -> Needs {
+        let transforms = self.transforms.iter().map(|transform| transform.capabilities().needs);
+        let codecs = self.codecs.values().map(|(_, codec)| codec.capabilities().needs);
+        transforms.chain(codecs).fold(Needs::default(), Needs::or)
+    }
+
+    /// Checks that tensors of a type can be coded, before any work starts.
+    ///
+    /// Lanes that a transform will write are known only when it runs; their codecs refuse them then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] with the reason: element type, or a need that `offered` lacks.
+    pub fn check(&self, dtype: DType, offered: Needs) -> Result<()> {
+        let needs = self.needs();
+        let lacks = [
+            (needs.tokens && !offered.tokens, "token ids"),
+            (needs.rope && !offered.rope, "RoPE facts"),
+            (needs.peer && !offered.peer, "the decoded keys"),
+            (needs.history && !offered.history, "decoded earlier tokens"),
+        ];
+        if let Some((_, what)) = lacks.iter().find(|(lacks, _)| *lacks) {
+            return Err(Error::unsupported(format!("a plugin needs {what}, which the dump does not hold")));
+        }
+        let elem = Elem::from(dtype);
+        let elems = match self.transforms.first() {
+            Some(transform) => transform.capabilities().elems,
+            None => self.codec(LaneSpec::TENSOR)?.1.capabilities().elems,
+        };
+        if elems.contains(elem) {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!("expected a tensor of {elems}, got {elem}")))
+    }
+
+    /// The lanes that reach the codecs, each with the slot of its codec; the tensor itself is borrowed if there is no transform.
+    pub(crate) fn forward<'a>(
+        &self,
+        chunk: Chunk<'a>,
+        cx: &Context<'_>,
+    ) -> Result<Vec<(usize, LaneSpec, Cow<'a, [u8]>)>> {
+        if self.transforms.is_empty() {
+            let (slot, _) = self.codec(LaneSpec::TENSOR)?;
+            return Ok(vec![(slot, LaneSpec::tensor(chunk.dtype(), chunk.shape()), Cow::Borrowed(chunk.bytes()))]);
+        }
+        let mut latents = Latents::new();
+        self.transforms[0].forward(chunk, cx, &mut latents)?;
+        let mut done = Vec::new();
+        for (idx, transform) in self.transforms.iter().enumerate().skip(1) {
+            let tensor = latents.take(LaneSpec::TENSOR).ok_or_else(|| not_a_tensor(idx - 1))?;
+            done.extend(latents.into_lanes().into_iter().map(|lane| side_lane(idx - 1, lane)));
+            latents = Latents::new();
+            transform.forward(tensor.as_chunk()?, cx, &mut latents)?;
+        }
+        done.extend(latents.into_lanes());
+        done.into_iter().map(|lane| Ok((self.codec(&lane.spec.name)?.0, lane.spec, Cow::Owned(lane.bytes)))).collect()
+    }
+
+    /// Encodes a chunk into `out`, replacing what is there.
+    ///
+    /// # Errors
+    /// What the plugins report, with the lane.
+    pub fn encode(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut EncodedChunk) -> Result<()> {
+        out.lanes.clear();
+        out.bytes.clear();
+        for (_, spec, bytes) in self.forward(chunk, cx)? {
+            let start = out.bytes.len();
+            let (_, codec) = self.codec(&spec.name)?;
+            let lane = LaneRef::new(&spec, &bytes)?;
+            codec.encode(lane, cx, &mut out.bytes).context(|| spec.to_string())?;
+            let mut coding = LaneCoding::Codec;
+            let stored = stored_len(&spec);
+            if out.bytes.len() - start >= stored {
+                out.bytes.truncate(start);
+                match spec.elem {
+                    Elem::Bits(width) => bits::pack(width, &bytes, &mut out.bytes).context(|| spec.to_string())?,
+                    _ => out.bytes.extend_from_slice(&bytes),
+                }
+                coding = LaneCoding::Stored;
+            }
+            out.lanes.push(EncodedLane { spec, coding, range: start..out.bytes.len() });
+        }
+        Ok(())
+    }
+
+    /// Decodes a chunk from its stored lanes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`], naming the lane, if the bytes are not what [`ChunkCoder::encode`] writes for such a chunk;
+    /// [`ErrorKind::LimitExceeded`] if a lane is larger than allowed.
+    pub fn decode<'a>(
+        &self,
+        lanes: impl IntoIterator<Item = StoredLane<'a>>,
+        cx: &Context<'_>,
+        limits: &Limits,
+        mut out: ChunkMut<'_>,
+    ) -> Result<()> {
+        let mut lanes = lanes.into_iter();
+        if self.transforms.is_empty() {
+            let expected = LaneSpec::tensor(out.dtype(), out.shape());
+            let lane = lanes.next().ok_or_else(|| Error::corrupt("chunk has no lane"))?;
+            if *lane.spec != expected || lanes.next().is_some() {
+                return Err(Error::corrupt(format!("expected only {expected}, got {}", lane.spec)));
+            }
+            return self.decode_lane(lane, cx, out.bytes_mut());
+        }
+        let mut latents = Latents::new();
+        for lane in lanes {
+            let len = lane.spec.byte_len();
+            if len > limits.lane {
+                return Err(Error::limit(format!("{}: {len} bytes, the limit is {}", lane.spec, limits.lane)));
+            }
+            let mut bytes = vec![0; len];
+            self.decode_lane(lane, cx, &mut bytes)?;
+            latents.push_lane(Lane { spec: lane.spec.clone(), bytes })?;
+        }
+        self.inverse(latents, cx, out)
+    }
+
+    fn decode_lane(&self, lane: StoredLane<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {
+        let stored = stored_len(lane.spec);
+        match (lane.coding, lane.spec.elem) {
+            (LaneCoding::Codec, _) => self.codec(&lane.spec.name)?.1.decode(lane.bytes, lane.spec, cx, out),
+            (LaneCoding::Stored, _) if lane.bytes.len() != stored => {
+                Err(Error::corrupt(format!("expected {stored} stored bytes, got {}", lane.bytes.len())))
+            }
+            (LaneCoding::Stored, Elem::Bits(width)) => bits::unpack(width, lane.bytes, out),
+            (LaneCoding::Stored, _) => {
+                out.copy_from_slice(lane.bytes);
+                Ok(())
+            }
+        }
+        .context(|| lane.spec.to_string())
+    }
+
+    fn inverse(&self, mut latents: Latents, cx: &Context<'_>, out: ChunkMut<'_>) -> Result<()> {
+        // Lanes of earlier transforms carry their index as a prefix; give each transform its own back.
+        let mut own: Vec<Latents> = vec![Latents::new(); self.transforms.len()];
+        let last = self.transforms.len() - 1;
+        for lane in std::mem::take(&mut latents).into_lanes() {
+            let (idx, lane) = side_owner(lane, last);
+            own[idx].push_lane(lane)?;
+        }
+        let (dtype, shape) = (out.dtype(), out.shape());
+        let mut out = Some(out);
+        for idx in (0..=last).rev() {
+            let transform = &self.transforms[idx];
+            if idx == 0 {
+                let out = out.take().unwrap_or_else(|| unreachable!("the first transform is inverted once"));
+                transform.inverse(&own[0], cx, out)?;
+            } else {
+                let mut bytes = vec![0; shape.elements() * dtype.size()];
+                transform.inverse(&own[idx], cx, ChunkMut::new(shape, dtype, &mut bytes)?)?;
+                own[idx - 1].push_lane(Lane { spec: LaneSpec::tensor(dtype, shape), bytes })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a lane when it is stored as it is.
+pub(crate) fn stored_len(spec: &LaneSpec) -> usize {
+    match spec.elem {
+        Elem::Bits(width) => bits::packed_len(width, spec.shape.elements()),
+        _ => spec.byte_len(),
+    }
+}
+
+fn not_a_tensor(idx: usize) -> Error {
+    Error::new(
+        ErrorKind::InvalidConfig,
+        format!(
+            "`/transforms/{idx}`: another transform follows, but this one writes no lane named `{}`",
+            LaneSpec::TENSOR
+        ),
+    )
+}
+
+fn side_lane(idx: usize, lane: Lane) -> Lane {
+    let spec = LaneSpec { name: format!("{idx}.{}", lane.spec.name).into(), ..lane.spec };
+    Lane { spec, ..lane }
+}
+
+fn side_owner(lane: Lane, last: usize) -> (usize, Lane) {
+    let owner = lane.spec.name.split_once('.').and_then(|(idx, name)| Some((idx.parse().ok()?, name.to_owned())));
+    match owner {
+        Some((idx, name)) if idx < last => (idx, Lane { spec: LaneSpec { name: name.into(), ..lane.spec }, ..lane }),
+        _ => (last, lane),
+    }
+}
+
+/// Checks that a shape read from a file can be a tensor within the limits, and returns its bytes.
+pub(crate) fn checked_bytes(shape: Shape, size: usize, limits: &Limits) -> Result<usize> {
+    let bytes =
+        shape.seq.checked_mul(shape.heads).and_then(|n| n.checked_mul(shape.dim)).and_then(|n| n.checked_mul(size));
+    match bytes {
+        Some(bytes) if bytes <= limits.lane => Ok(bytes),
+        _ => Err(Error::limit(format!(
+            "shape {shape} of {size}-byte elements exceeds the limit of {} bytes",
+            limits.lane
+        ))),
+    }
+}
