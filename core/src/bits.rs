@@ -9,9 +9,9 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// # Examples
 /// ```
-/// assert_eq!(gearbox_core::bits::packed_len(5, 3), 2);
+/// assert_eq!(gearbox_core::bits::packed_len(3, 5), 2);
 /// ```
-pub const fn packed_len(elements: usize, bits: u8) -> usize {
+pub const fn packed_len(bits: u8, elements: usize) -> usize {
     // Eight elements take exactly `bits` bytes.
     let groups = (elements / 8).saturating_mul(bits as usize);
     groups.saturating_add((elements % 8 * bits as usize).div_ceil(8))
@@ -26,13 +26,13 @@ pub const fn packed_len(elements: usize, bits: u8) -> usize {
 /// # Examples
 /// ```
 /// let mut packed = Vec::new();
-/// gearbox_core::bits::pack(&[1, 2, 3, 4], 4, &mut packed).unwrap();
+/// gearbox_core::bits::pack(4, &[1, 2, 3, 4], &mut packed).unwrap();
 /// assert_eq!(packed, [0x21, 0x43]);
 /// ```
-pub fn pack(elements: &[u8], bits: u8, out: &mut Vec<u8>) -> Result<()> {
+pub fn pack(bits: u8, elements: &[u8], out: &mut Vec<u8>) -> Result<()> {
     let count = count(elements.len(), bits)?;
     check_range(elements, bits)?;
-    out.reserve(packed_len(count, bits));
+    out.reserve(packed_len(bits, count));
     match bits {
         2 => pack_bytes::<4>(elements, 2, out),
         4 => pack_bytes::<2>(elements, 4, out),
@@ -61,9 +61,9 @@ pub fn pack(elements: &[u8], bits: u8, out: &mut Vec<u8>) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Unsupported`] unless `bits` is 1 to 16; [`ErrorKind::ShapeMismatch`] if a `u16` would be cut in half;
 /// [`ErrorKind::Corrupt`] if `packed` has another length than [`packed_len`] or ends in bits that are not zero.
-pub fn unpack(packed: &[u8], bits: u8, elements: &mut [u8]) -> Result<()> {
+pub fn unpack(bits: u8, packed: &[u8], elements: &mut [u8]) -> Result<()> {
     let count = count(elements.len(), bits)?;
-    let expected = packed_len(count, bits);
+    let expected = packed_len(bits, count);
     if packed.len() != expected {
         return Err(Error::corrupt(format!(
             "{count} packed elements of {bits} bits: expected {expected} bytes, got {}",
@@ -153,7 +153,7 @@ fn word(bytes: &[u8]) -> u128 {
 
 fn pack_groups(groups: impl Iterator<Item = (usize, u128)>, bits: u8, out: &mut Vec<u8>) {
     for (len, word) in groups {
-        out.extend_from_slice(&word.to_le_bytes()[..packed_len(len, bits)]);
+        out.extend_from_slice(&word.to_le_bytes()[..packed_len(bits, len)]);
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
 
     fn packed(elements: &[u8], bits: u8) -> Vec<u8> {
         let mut out = vec![0xAA];
-        pack(elements, bits, &mut out).unwrap();
+        pack(bits, elements, &mut out).unwrap();
         assert_eq!(out.remove(0), 0xAA, "pack appends");
         out
     }
@@ -215,7 +215,7 @@ mod tests {
                 let value = |i: usize| (i.wrapping_mul(40_503) >> 3) as u16 & low_mask(bits);
                 let elements: Vec<u8> = (0..count).flat_map(|i| value(i).to_le_bytes()[..size].to_vec()).collect();
                 let stored = packed(&elements, bits);
-                assert_eq!(stored.len(), packed_len(count, bits), "{count} elements of {bits} bits");
+                assert_eq!(stored.len(), packed_len(bits, count), "{count} elements of {bits} bits");
                 // Each element is where the format says, whichever path packed it.
                 for i in 0..count {
                     let bit = |b: usize| u16::from(stored[b / 8] >> (b % 8) & 1);
@@ -224,7 +224,7 @@ mod tests {
                     assert_eq!(got, value(i), "element {i} of {count}, {bits} bits");
                 }
                 let mut got = vec![0xFF; elements.len()];
-                unpack(&stored, bits, &mut got).unwrap();
+                unpack(bits, &stored, &mut got).unwrap();
                 assert_eq!(got, elements, "{count} elements of {bits} bits");
             }
         }
@@ -234,18 +234,18 @@ mod tests {
     fn packed_len_is_the_ceiling_and_saturates() {
         for bits in 1..=16u8 {
             for count in 0..=100 {
-                assert_eq!(packed_len(count, bits), (count * usize::from(bits)).div_ceil(8));
+                assert_eq!(packed_len(bits, count), (count * usize::from(bits)).div_ceil(8));
             }
         }
-        assert_eq!(packed_len(usize::MAX, 16), usize::MAX);
-        assert_eq!(packed_len(usize::MAX, 1), usize::MAX / 8 + 1);
+        assert_eq!(packed_len(16, usize::MAX), usize::MAX);
+        assert_eq!(packed_len(1, usize::MAX), usize::MAX / 8 + 1);
     }
 
     #[test]
     fn pack_refuses_what_does_not_fit() {
         let message = |elements: &[u8], bits| {
             let mut out = vec![7];
-            let error = pack(elements, bits, &mut out).unwrap_err();
+            let error = pack(bits, elements, &mut out).unwrap_err();
             assert_eq!(out, [7], "out is as before");
             error.to_string()
         };
@@ -258,12 +258,12 @@ mod tests {
 
     #[test]
     fn unpack_rejects_wrong_lengths_and_padding() {
-        let message = |packed: &[u8], bits, len| unpack(packed, bits, &mut vec![0; len]).unwrap_err().to_string();
+        let message = |packed: &[u8], bits, len| unpack(bits, packed, &mut vec![0; len]).unwrap_err().to_string();
         assert_eq!(message(&[1], 4, 3), "3 packed elements of 4 bits: expected 2 bytes, got 1");
         assert_eq!(message(&[1, 2, 3], 4, 3), "3 packed elements of 4 bits: expected 2 bytes, got 3");
         assert_eq!(message(&[1, 0x10], 4, 3), "expected zero bits behind the last element, got last byte 0x10");
         assert_eq!(message(&[1, 0x08], 9, 2), "2 packed elements of 9 bits: expected 3 bytes, got 2");
         assert_eq!(message(&[1, 0, 0x04], 9, 4), "expected zero bits behind the last element, got last byte 0x04");
-        assert!(unpack(&[], 5, &mut []).is_ok());
+        assert!(unpack(5, &[], &mut []).is_ok());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{Capabilities, Context, LaneRef, LaneSpec, Result};
+use crate::{Capabilities, Context, LaneRef, LaneSpec, Result, Role};
 
 /// A lane that a codec may learn from before anything is encoded.
 #[derive(Debug)]
@@ -15,8 +15,10 @@ pub struct Sample<'a> {
     pub spec: LaneSpec,
     /// The elements, little-endian.
     pub bytes: Cow<'a, [u8]>,
-    /// Where the lane comes from.
-    pub context: Context<'a>,
+    /// Layer of the model.
+    pub layer: u32,
+    /// Keys or values.
+    pub role: Role,
 }
 
 /// Bytes of a trained model: stored once per container, always counted.

@@ -136,12 +136,16 @@ impl ChunkCoder {
         Err(Error::unsupported(format!("expected a tensor of {elems}, got {elem}")))
     }
 
+    /// Whether the codec in this slot of the pipeline codes any lane of this layer and role.
+    pub fn uses(&self, slot: usize) -> bool {
+        self.codecs.values().any(|(held, _)| *held == slot)
+    }
+
     /// The lanes that reach the codecs, each with the slot of its codec; the tensor itself is borrowed if there is no transform.
-    pub(crate) fn forward<'a>(
-        &self,
-        chunk: Chunk<'a>,
-        cx: &Context<'_>,
-    ) -> Result<Vec<(usize, LaneSpec, Cow<'a, [u8]>)>> {
+    ///
+    /// # Errors
+    /// What the transforms report.
+    pub fn lanes<'a>(&self, chunk: Chunk<'a>, cx: &Context<'_>) -> Result<Vec<(usize, LaneSpec, Cow<'a, [u8]>)>> {
         if self.transforms.is_empty() {
             let (slot, _) = self.codec(LaneSpec::TENSOR)?;
             return Ok(vec![(slot, LaneSpec::tensor(chunk.dtype(), chunk.shape()), Cow::Borrowed(chunk.bytes()))]);
@@ -150,7 +154,9 @@ impl ChunkCoder {
         self.transforms[0].forward(chunk, cx, &mut latents)?;
         let mut done = Vec::new();
         for (idx, transform) in self.transforms.iter().enumerate().skip(1) {
-            let tensor = latents.take(LaneSpec::TENSOR).ok_or_else(|| not_a_tensor(idx - 1))?;
+            let expected = LaneSpec::tensor(chunk.dtype(), chunk.shape());
+            let tensor = latents.take(LaneSpec::TENSOR).filter(|lane| lane.spec == expected);
+            let tensor = tensor.ok_or_else(|| not_a_tensor(idx - 1, &expected))?;
             done.extend(latents.into_lanes().into_iter().map(|lane| side_lane(idx - 1, lane)));
             latents = Latents::new();
             transform.forward(tensor.as_chunk()?, cx, &mut latents)?;
@@ -166,7 +172,7 @@ impl ChunkCoder {
     pub fn encode(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut EncodedChunk) -> Result<()> {
         out.lanes.clear();
         out.bytes.clear();
-        for (_, spec, bytes) in self.forward(chunk, cx)? {
+        for (_, spec, bytes) in self.lanes(chunk, cx)? {
             let start = out.bytes.len();
             let (_, codec) = self.codec(&spec.name)?;
             let lane = LaneRef::new(&spec, &bytes)?;
@@ -176,7 +182,7 @@ impl ChunkCoder {
             if out.bytes.len() - start >= stored {
                 out.bytes.truncate(start);
                 match spec.elem {
-                    Elem::Bits(width) => bits::pack(width, &bytes, &mut out.bytes).context(|| spec.to_string())?,
+                    Elem::Bits(width) => bits::pack(&bytes, width, &mut out.bytes).context(|| spec.to_string())?,
                     _ => out.bytes.extend_from_slice(&bytes),
                 }
                 coding = LaneCoding::Stored;
@@ -227,7 +233,7 @@ impl ChunkCoder {
             (LaneCoding::Stored, _) if lane.bytes.len() != stored => {
                 Err(Error::corrupt(format!("expected {stored} stored bytes, got {}", lane.bytes.len())))
             }
-            (LaneCoding::Stored, Elem::Bits(width)) => bits::unpack(width, lane.bytes, out),
+            (LaneCoding::Stored, Elem::Bits(width)) => bits::unpack(lane.bytes, width, out),
             (LaneCoding::Stored, _) => {
                 out.copy_from_slice(lane.bytes);
                 Ok(())
@@ -264,18 +270,15 @@ impl ChunkCoder {
 /// Bytes of a lane when it is stored as it is.
 pub(crate) fn stored_len(spec: &LaneSpec) -> usize {
     match spec.elem {
-        Elem::Bits(width) => bits::packed_len(width, spec.shape.elements()),
+        Elem::Bits(width) => bits::packed_len(spec.shape.elements(), width),
         _ => spec.byte_len(),
     }
 }
 
-fn not_a_tensor(idx: usize) -> Error {
+fn not_a_tensor(idx: usize, expected: &LaneSpec) -> Error {
     Error::new(
         ErrorKind::InvalidConfig,
-        format!(
-            "`/transforms/{idx}`: another transform follows, but this one writes no lane named `{}`",
-            LaneSpec::TENSOR
-        ),
+        format!("`/transforms/{idx}`: another transform follows, but this one writes no {expected}"),
     )
 }
 

@@ -496,16 +496,13 @@ impl Pipeline {
         self.coder(layer, role)?.check(dtype, offered)
     }
 
-    /// Trains every codec that learns a model. `samples` gives the lanes that reach a codec, by slot.
+    /// Trains every codec that learns a model. `samples` gives the lanes that reach a codec, by slot; see [`ChunkCoder::lanes`].
     ///
     /// # Errors
-    /// What the codec or the samples report, with the JSON pointer of the codec.
-    pub fn train<'a>(
-        &mut self,
-        samples: &dyn Fn(&Self, usize) -> Box<dyn Iterator<Item = Sample<'a>> + 'a>,
-    ) -> Result<()> {
+    /// What the codec reports, with its JSON pointer.
+    pub fn train<'a>(&mut self, samples: &dyn Fn(usize) -> Box<dyn Iterator<Item = Sample<'a>> + 'a>) -> Result<()> {
         for slot in 0..self.slots.len() {
-            let trained = self.slots[slot].codec.train(&mut samples(self, slot));
+            let trained = self.slots[slot].codec.train(&mut samples(slot));
             if let Some(artifact) = trained.context(|| format!("training `{}`", self.slots[slot].pointer))? {
                 self.set_artifact(slot, artifact)?;
             }

@@ -23,7 +23,8 @@ pub enum Bound {
 
 /// Tensor to lanes, and back to the type that attention reads. [`Bound::Lossless`] makes it an exact predictor.
 ///
-/// In a chain, every transform but the last writes a lane named [`LaneSpec::TENSOR`](crate::LaneSpec::TENSOR), which the next one transforms.
+/// In a chain, every transform but the last writes a lane named [`LaneSpec::TENSOR`](crate::LaneSpec::TENSOR) of the
+/// type and shape of its input, which the next one transforms.
 pub trait LossyTransform: Send + Sync + Debug {
     /// Which tensors it takes, and what it needs to know.
     fn capabilities(&self) -> Capabilities;
