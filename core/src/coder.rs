@@ -182,7 +182,7 @@ impl ChunkCoder {
             if out.bytes.len() - start >= stored {
                 out.bytes.truncate(start);
                 match spec.elem {
-                    Elem::Bits(width) => bits::pack(&bytes, width, &mut out.bytes).context(|| spec.to_string())?,
+                    Elem::Bits(width) => bits::pack(width, &bytes, &mut out.bytes).context(|| spec.to_string())?,
                     _ => out.bytes.extend_from_slice(&bytes),
                 }
                 coding = LaneCoding::Stored;
@@ -233,7 +233,7 @@ impl ChunkCoder {
             (LaneCoding::Stored, _) if lane.bytes.len() != stored => {
                 Err(Error::corrupt(format!("expected {stored} stored bytes, got {}", lane.bytes.len())))
             }
-            (LaneCoding::Stored, Elem::Bits(width)) => bits::unpack(lane.bytes, width, out),
+            (LaneCoding::Stored, Elem::Bits(width)) => bits::unpack(width, lane.bytes, out),
             (LaneCoding::Stored, _) => {
                 out.copy_from_slice(lane.bytes);
                 Ok(())
@@ -270,7 +270,7 @@ impl ChunkCoder {
 /// Bytes of a lane when it is stored as it is.
 pub(crate) fn stored_len(spec: &LaneSpec) -> usize {
     match spec.elem {
-        Elem::Bits(width) => bits::packed_len(spec.shape.elements(), width),
+        Elem::Bits(width) => bits::packed_len(width, spec.shape.elements()),
         _ => spec.byte_len(),
     }
 }
