@@ -61,6 +61,17 @@ pub struct StoredLane<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A lane on its way to its codec.
+#[derive(Clone, Debug)]
+pub struct RoutedLane<'a> {
+    /// Slot of the codec in the pipeline.
+    pub slot: usize,
+    /// Name, element type and shape.
+    pub spec: LaneSpec,
+    /// The elements, little-endian; borrowed if they are the tensor itself.
+    pub bytes: Cow<'a, [u8]>,
+}
+
 /// What codes the chunks of one layer and role.
 #[derive(Clone, Debug)]
 pub struct ChunkCoder {
@@ -99,6 +110,11 @@ impl ChunkCoder {
     /// Whether every bit comes back.
     pub fn is_lossless(&self) -> bool {
         self.transforms.iter().all(|transform| transform.bound() == Bound::Lossless)
+    }
+
+    /// Number of transforms before the codecs.
+    pub fn transforms(&self) -> usize {
+        self.transforms.len()
     }
 
     /// What its plugins need to know.
@@ -141,14 +157,15 @@ impl ChunkCoder {
         self.codecs.values().any(|(held, _)| *held == slot)
     }
 
-    /// The lanes that reach the codecs, each with the slot of its codec; the tensor itself is borrowed if there is no transform.
+    /// The lanes that reach the codecs.
     ///
     /// # Errors
     /// What the transforms report.
-    pub fn lanes<'a>(&self, chunk: Chunk<'a>, cx: &Context<'_>) -> Result<Vec<(usize, LaneSpec, Cow<'a, [u8]>)>> {
+    pub fn lanes<'a>(&self, chunk: Chunk<'a>, cx: &Context<'_>) -> Result<Vec<RoutedLane<'a>>> {
         if self.transforms.is_empty() {
             let (slot, _) = self.codec(LaneSpec::TENSOR)?;
-            return Ok(vec![(slot, LaneSpec::tensor(chunk.dtype(), chunk.shape()), Cow::Borrowed(chunk.bytes()))]);
+            let spec = LaneSpec::tensor(chunk.dtype(), chunk.shape());
+            return Ok(vec![RoutedLane { slot, spec, bytes: Cow::Borrowed(chunk.bytes()) }]);
         }
         let mut latents = Latents::new();
         self.transforms[0].forward(chunk, cx, &mut latents)?;
@@ -162,7 +179,9 @@ impl ChunkCoder {
             transform.forward(tensor.as_chunk()?, cx, &mut latents)?;
         }
         done.extend(latents.into_lanes());
-        done.into_iter().map(|lane| Ok((self.codec(&lane.spec.name)?.0, lane.spec, Cow::Owned(lane.bytes)))).collect()
+        done.into_iter()
+            .map(|Lane { spec, bytes }| Ok(RoutedLane { slot: self.codec(&spec.name)?.0, spec, bytes: bytes.into() }))
+            .collect()
     }
 
     /// Encodes a chunk into `out`, replacing what is there.
@@ -172,7 +191,7 @@ impl ChunkCoder {
     pub fn encode(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut EncodedChunk) -> Result<()> {
         out.lanes.clear();
         out.bytes.clear();
-        for (_, spec, bytes) in self.lanes(chunk, cx)? {
+        for RoutedLane { spec, bytes, .. } in self.lanes(chunk, cx)? {
             let start = out.bytes.len();
             let (_, codec) = self.codec(&spec.name)?;
             let lane = LaneRef::new(&spec, &bytes)?;

@@ -28,11 +28,11 @@ pub fn from_value<T: DeserializeOwned + JsonSchema>(value: &Value) -> Result<T> 
 pub fn check(schema: &Value, value: &Value) -> Result<()> {
     let validator = jsonschema::validator_for(schema)
         .map_err(|error| Error::invalid_config(format!("the JSON Schema itself is invalid: {error}")))?;
-    let findings: Vec<_> = validator.iter_errors(value).map(|error| describe(schema, &error)).collect();
+    let findings: Vec<_> = validator.iter_errors(value).map(|error| describe(schema, value, &error)).collect();
     if findings.is_empty() { Ok(()) } else { Err(Error::invalid_config(findings.join("\n"))) }
 }
 
-fn describe(root: &Value, error: &jsonschema::ValidationError<'_>) -> String {
+fn describe(root: &Value, value: &Value, error: &jsonschema::ValidationError<'_>) -> String {
     let pointer = error.instance_path().to_string();
     let schema_pointer = error.schema_path().to_string();
     // The last step of the schema path is the keyword that failed; its parent is the schema of the value.
@@ -46,11 +46,17 @@ fn describe(root: &Value, error: &jsonschema::ValidationError<'_>) -> String {
                 .map(|key| {
                     let at = format!("`{pointer}/{key}`: unknown key");
                     match near(key, known.iter().copied()).as_slice() {
-                        [] if known.is_empty() => format!("{at}, no keys are legal here"),
                         [] => format!("{at}, legal keys are `{}`", known.join("`, `")),
                         names => format!("{at}, did you mean `{}`?", names.join("` or `")),
                     }
                 })
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
+        // A schema without any property is `false` for each of them; the finding does not name the key.
+        ValidationErrorKind::FalseSchema if schema_pointer.ends_with("/additionalProperties") => {
+            let keys = value.pointer(&pointer).and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
+            keys.map(|key| format!("`{pointer}/{key}`: unknown key, no keys are legal here"))
                 .collect::<Vec<_>>()
                 .join("\n")
         }

@@ -22,7 +22,7 @@ mod tensor;
 mod transform;
 
 pub use codec::{Artifact, Codec, Sample};
-pub use coder::{ChunkCoder, EncodedChunk, EncodedLane, LaneCoding, StoredLane};
+pub use coder::{ChunkCoder, EncodedChunk, EncodedLane, LaneCoding, RoutedLane, StoredLane};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use eviction::{AttentionStep, CacheGeometry, CacheView, EvictionPolicy, EvictionSession, KeepSet};
 pub use lane::{Elem, ElemSet, Lane, LaneRef, LaneSpec, Latents};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::coder::ChunkCoder;
-use crate::{Artifact, Codec, DType, Error, Needs, Registry, Result, ResultExt, Role, Sample, config};
+use crate::{Artifact, Codec, DType, Error, LossyTransform, Needs, Registry, Result, ResultExt, Role, Sample, config};
 
 /// A pipeline as it is written down.
 ///
@@ -186,18 +186,12 @@ impl JsonSchema for CodecSpec {
 }
 
 /// Layers `A..B`, B exclusive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerRange {
     /// First layer.
     pub start: u32,
     /// Layer behind the last one; `None` has no end.
     pub end: Option<u32>,
-}
-
-impl Default for LayerRange {
-    fn default() -> Self {
-        Self { start: 0, end: None }
-    }
 }
 
 impl LayerRange {
@@ -544,6 +538,9 @@ struct Builder<'a> {
     slots: Vec<Slot>,
 }
 
+/// Built transforms with their resolved specs.
+type Transforms = (Vec<Arc<dyn LossyTransform>>, Vec<PluginSpec>);
+
 /// Slots of a codec spec: lane name to slot, `*` for the rest.
 type Lanes = BTreeMap<String, usize>;
 
@@ -639,11 +636,7 @@ impl Builder<'_> {
         Ok((self.slots.len() - 1, resolved))
     }
 
-    fn transforms(
-        &mut self,
-        list: &[PluginSpec],
-        pointer: &str,
-    ) -> Result<(Vec<Arc<dyn crate::LossyTransform>>, Vec<PluginSpec>)> {
+    fn transforms(&mut self, list: &[PluginSpec], pointer: &str) -> Result<Transforms> {
         let mut built = Vec::new();
         let mut specs = Vec::new();
         for (idx, plugin) in list.iter().enumerate() {

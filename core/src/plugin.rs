@@ -62,6 +62,7 @@ impl Context<'_> {
 
 /// Parts of the [`Context`] without which a plugin does not work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent part of the context")]
 pub struct Needs {
     /// Token ids.
     pub tokens: bool,

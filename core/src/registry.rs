@@ -86,10 +86,9 @@ impl<T: ?Sized> fmt::Debug for Entry<T> {
 
 impl<T: ?Sized> Entry<T> {
     /// The entry of a plugin written in Rust; `erase` turns it into a trait object.
-    pub fn of<P: Plugin>(origin: &str, erase: fn(P) -> Arc<T>) -> Self
+    pub fn of<P: Plugin + 'static>(origin: &str, erase: fn(P) -> Arc<T>) -> Self
     where
         T: 'static,
-        P: 'static,
     {
         Self {
             id: P::ID.to_owned(),

@@ -216,10 +216,11 @@ impl<W: Write> ContainerWriter<W> {
         open.digest.update(decoded);
         let (layer, role) = (open.info.layer, open.info.role);
         let ids: Vec<_> = chunk.lanes.iter().map(|lane| self.lane_id(&lane.spec, &tensor)).collect::<Result<_>>()?;
-        for value in [sequence.0 as u64, first_token, seq as u64, chunk.lanes.len() as u64] {
+        for value in [sequence.0 as u64, first_token, seq as u64] {
             put_varint(&mut self.head, value);
         }
         let fixed = self.head.len();
+        put_varint(&mut self.head, chunk.lanes.len() as u64);
         for (lane, id) in chunk.lanes.iter().zip(ids) {
             put_varint(&mut self.head, id << 1 | u64::from(lane.coding == LaneCoding::Stored));
             if id != 0 {
