@@ -1,0 +1,23 @@
+//! Containers written by earlier versions are read for ever, byte for byte.
+//!
+//! A file in `goldens/` is written once, by the version that added the feature (`GEARBOX_BLESS=1` writes missing ones), and never again.
+
+mod common;
+
+use std::path::Path;
+
+use common::{CHAIN, RUNS, decode, pipeline, sample};
+
+#[test]
+fn goldens_decode_and_are_written_the_same_today() {
+    for (name, json) in [("v1_0_tensor.gbx", RUNS), ("v1_0_lanes.gbx", CHAIN)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name);
+        let (bytes, tensors, _) = sample(&mut pipeline(json));
+        if !path.exists() && std::env::var_os("GEARBOX_BLESS").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(decode(&golden).unwrap(), tensors, "{name}");
+        assert_eq!(golden, bytes, "{name}: the format changed without a new version");
+    }
+}
