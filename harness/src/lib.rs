@@ -1,1 +1,15 @@
-//! x
+//! KV-cache dumps, experiments, sweep and command line of Gearbox.
+
+pub mod atomic;
+pub mod bench;
+pub mod cli;
+pub mod compare;
+pub mod dump;
+pub mod engine;
+pub mod exp;
+pub mod pipelines;
+pub mod receipt;
+pub mod report;
+pub mod sample;
+pub mod status;
+pub mod sweep;

@@ -1,0 +1,118 @@
+//! `gearbox dump`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use gearbox_core::{DType, Result};
+
+use super::{DumpArgs, SelectArgs};
+use crate::dump::{self, ConvertOptions, Format};
+use crate::report;
+use crate::status::Status;
+
+/// Shows, checks and converts dumps.
+#[derive(Debug, Subcommand)]
+pub(super) enum DumpCommand {
+    /// Show runs, layers, shapes, what else the dump holds and its digest
+    Info(DumpArgs),
+    /// Check every entry, including its values, and report defects by reason and count
+    Check(DumpArgs),
+    /// Convert between formats, and from FP32 to FP16 with a report of overflow, NaN and flushed values
+    Convert(ConvertArgs),
+}
+
+/// What to convert, and to what.
+#[derive(Debug, Args)]
+#[command(after_help = "An interrupted conversion goes on where it stopped: entries that are complete are not written again.")]
+pub(super) struct ConvertArgs {
+    /// Dump to read
+    source: PathBuf,
+    /// Folder to write to
+    out: PathBuf,
+    /// Format to write
+    #[arg(long, value_enum, default_value_t = Format::Reference)]
+    format: Format,
+    /// Element type to write
+    #[arg(long, value_enum, default_value_t = Target::F16)]
+    dtype: Target,
+    /// Write values beyond the FP16 range as infinities instead of refusing the entry
+    #[arg(long)]
+    allow_inf: bool,
+    /// Copy entries that are FP16 already instead of refusing them
+    #[arg(long)]
+    allow_fp16: bool,
+    /// Replace existing entries that differ
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    select: SelectArgs,
+}
+
+/// Element type of the output.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Target {
+    /// FP16: FP32 is rounded to nearest even, FP16 is copied
+    F16,
+    /// As it is
+    Keep,
+}
+
+impl DumpCommand {
+    pub(super) fn run(self, json: bool) -> Result<Status> {
+        match self {
+            Self::Info(args) => {
+                let (dump, status) = args.open()?;
+                let info = dump.info();
+                if json {
+                    report::print_json(&info)?;
+                } else {
+                    report::print(info.to_string().trim_end())?;
+                }
+                Ok(status)
+            }
+            Self::Check(args) => check(&args, json),
+            Self::Convert(args) => convert(&args, json),
+        }
+    }
+}
+
+fn check(args: &DumpArgs, json: bool) -> Result<Status> {
+    let (dump, opened) = args.open()?;
+    let mut findings = dump.findings.clone();
+    findings.append(dump.scan());
+    let status = if findings.is_clean() || args.select.allow_bad { Status::Pass } else { Status::BadInput };
+    if json {
+        let counts: std::collections::BTreeMap<_, _> =
+            findings.counts().into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();
+        report::print_json(&serde_json::json!({
+            "entries": dump.entries(), "bad": findings.bad(), "counts": counts, "findings": findings.list,
+        }))?;
+    } else {
+        for finding in &findings.list {
+            report::print(&finding.to_string())?;
+        }
+        if !findings.list.is_empty() {
+            report::print(&format!("\n{}", findings.to_string().trim_end()))?;
+        }
+        report::print(&format!("{} entries are valid, {} are bad", dump.entries(), findings.bad()))?;
+    }
+    Ok(status.and(opened))
+}
+
+fn convert(args: &ConvertArgs, json: bool) -> Result<Status> {
+    let (source, opened) = args.select.open(&args.source)?;
+    let options = ConvertOptions {
+        format: args.format,
+        dtype: matches!(args.dtype, Target::F16).then_some(DType::F16),
+        allow_inf: args.allow_inf,
+        allow_fp16: args.allow_fp16,
+        overwrite: args.overwrite,
+    };
+    let converted = dump::convert(&source, &args.out, &options)?;
+    if json {
+        report::print_json(&converted)?;
+    } else {
+        report::print(converted.to_string().trim_end())?;
+    }
+    Ok(opened.and(if converted.findings.is_clean() { Status::Pass } else { Status::BadInput }))
+}

@@ -1,0 +1,207 @@
+//! The command line. Each command has its own module with its flags, their help and its `run`.
+
+mod bench;
+mod container;
+mod dump;
+mod plugin;
+mod sweep;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use gearbox_core::{Error, Registry, Result, Stage};
+use tracing::Level;
+
+use crate::dump::{Dump, Selection};
+use crate::status::Status;
+use crate::{exp, sample};
+
+/// Compresses KV caches of language models with any codec, counts every stored byte, decodes it again and measures what changed.
+///
+/// Data goes to standard output, logs and progress to standard error. Exit status: 0 all well, 1 a check failed, 2 bad input or usage.
+#[derive(Debug, Parser)]
+#[command(name = "gearbox", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(after_help = "Examples:
+  gearbox sweep                               every codec over the bundled sample
+  gearbox sweep --dump DIR --json             the same over your dump, as JSON
+  gearbox encode --dump DIR --pipeline gear-delta --out kv.gbx
+  gearbox verify kv.gbx --dump DIR            decode in this process and compare
+  gearbox plugin list                         what can be combined")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Copy, Debug, Args)]
+struct Global {
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Worker threads; 0 takes one per core
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every pipeline over a dump: encode, count, decode, compare
+    Sweep(sweep::SweepArgs),
+    /// Encode a dump into a container
+    Encode(container::EncodeArgs),
+    /// Decode a container into a dump
+    Decode(container::DecodeArgs),
+    /// Show what a container holds and where its bytes go
+    Inspect(container::InspectArgs),
+    /// Decode a container from its bytes alone and compare digests, or the dump itself
+    Verify(container::VerifyArgs),
+    /// Measure encode and decode time of pipelines, warm, alternating, verified
+    Bench(bench::BenchArgs),
+    /// List and show plugins
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    /// Show, check and convert dumps
+    #[command(subcommand)]
+    Dump(dump::DumpCommand),
+    /// Run an experiment of the reference, with its flags, files and columns
+    #[command(subcommand)]
+    Exp(exp::ExpCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell to print it for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which dump to read, and which of its entries.
+#[derive(Clone, Debug, Args)]
+struct DumpArgs {
+    /// Dump: a run folder, a folder of runs, or safetensors [default: the bundled sample]
+    #[arg(long, value_name = "PATH")]
+    dump: Option<PathBuf>,
+    #[command(flatten)]
+    select: SelectArgs,
+}
+
+/// Which entries of a dump to read.
+#[derive(Clone, Debug, Args)]
+struct SelectArgs {
+    /// Entries of one phase only
+    #[arg(long, value_name = "STAGE", default_value = "both", value_parser = ["prefill", "decode", "both"])]
+    stage: String,
+    /// Leave out entries of fewer tokens; 0 keeps all
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    min_seq_len: usize,
+    /// Leave out entries of more tokens; 0 keeps all
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    max_seq_len: usize,
+    /// Read packed entries of the reference engine
+    #[arg(long)]
+    packed: bool,
+    /// Exit with 0 although entries were bad and left out
+    #[arg(long)]
+    allow_bad: bool,
+}
+
+impl SelectArgs {
+    fn selection(&self) -> Selection {
+        let stage = match self.stage.as_str() {
+            "prefill" => Some(Stage::Prefill),
+            "decode" => Some(Stage::Decode),
+            _ => None,
+        };
+        Selection { stage, min_seq: self.min_seq_len, max_seq: self.max_seq_len, packed: self.packed }
+    }
+
+    /// Opens a dump; bad entries are logged and, unless allowed, make the command end with [`Status::BadInput`].
+    fn open(&self, path: &std::path::Path) -> Result<(Dump, Status)> {
+        let dump = Dump::open(path, &self.selection())?;
+        if !dump.findings.list.is_empty() {
+            tracing::warn!("{}:\n{}", path.display(), dump.findings);
+        }
+        let status = if dump.findings.is_clean() || self.allow_bad { Status::Pass } else { Status::BadInput };
+        Ok((dump, status))
+    }
+}
+
+impl DumpArgs {
+    fn open(&self) -> Result<(Dump, Status)> {
+        let path = self.dump.clone().map_or_else(sample::find, Ok)?;
+        self.select.open(&path)
+    }
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.global);
+    match start(cli) {
+        Ok(status) => status.into(),
+        Err(error) if error.to_string().contains("Broken pipe") => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start_logging(global: Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => Level::ERROR,
+        (false, 0) => Level::WARN,
+        (false, 1) => Level::INFO,
+        (false, 2) => Level::DEBUG,
+        (false, _) => Level::TRACE,
+    };
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+fn start(cli: Cli) -> Result<Status> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(cli.global.threads)
+        .build_global()
+        .map_err(|error| Error::invalid_config(format!("--threads {}: {error}", cli.global.threads)))?;
+    let registry: Registry = gearbox_plugins::registry()?;
+    let json = cli.global.json;
+    match cli.command {
+        Command::Sweep(args) => args.run(&registry, json),
+        Command::Encode(args) => args.run(&registry, json),
+        Command::Decode(args) => args.run(&registry, json),
+        Command::Inspect(args) => args.run(json),
+        Command::Verify(args) => args.run(&registry, json),
+        Command::Bench(args) => args.run(&registry, json),
+        Command::Plugin(command) => command.run(&registry, json),
+        Command::Dump(command) => command.run(json),
+        Command::Exp(command) => command.run(&registry, json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut std::io::stdout());
+            Ok(Status::Pass)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

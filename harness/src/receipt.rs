@@ -1,0 +1,49 @@
+//! The receipt of a run: what is needed to reproduce its rows.
+
+use gearbox_core::{AnyEntry, PluginUse, Registry};
+use serde::Serialize;
+
+/// What a result depends on besides its input and its pipeline.
+#[derive(Clone, Debug, Serialize)]
+pub struct Receipt {
+    /// Version of this program.
+    pub version: &'static str,
+    /// Commit it was built from, if it was built in a checkout.
+    pub commit: Option<&'static str>,
+    /// Every plugin by id, with the version of the bytes it writes.
+    pub plugins: Vec<PluginUse>,
+    /// Vector extensions of the processor that matter here.
+    pub cpu_features: Vec<&'static str>,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+impl Receipt {
+    /// The receipt of the running process.
+    pub fn new(registry: &Registry) -> Self {
+        let plugin = |entry: &AnyEntry| PluginUse { id: entry.id().to_owned(), format_version: entry.format_version() };
+        Self {
+            plugins: registry.entries().map(plugin).collect(),
+            version: env!("CARGO_PKG_VERSION"),
+            commit: option_env!("GEARBOX_COMMIT"),
+            cpu_features: cpu_features(),
+            threads: rayon::current_num_threads(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    let features = [
+        ("sse4.2", is_x86_feature_detected!("sse4.2")),
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+    ];
+    features.into_iter().filter_map(|(name, has)| has.then_some(name)).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_features() -> Vec<&'static str> {
+    vec![std::env::consts::ARCH]
+}
