@@ -18,6 +18,12 @@ fn goldens_decode_and_are_written_the_same_today() {
         }
         let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(decode(&golden).unwrap(), tensors, "{name}");
-        assert_eq!(golden, bytes, "{name}: the format changed without a new version");
+        assert_eq!(records(&golden), records(&bytes), "{name}: the format changed without a new version");
     }
+}
+
+/// The file without its header, which names the program's version, and without the trailer, which says where the index is.
+fn records(file: &[u8]) -> &[u8] {
+    let json = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    &file[16 + json + 4..file.len() - 20]
 }
