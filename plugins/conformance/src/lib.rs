@@ -1,1 +1,131 @@
-//! x
+//! The kit that every Gearbox plugin passes, built in or not.
+//!
+//! A *property* is a plain function that takes the thing under test and its settings and returns an [`Outcome`]: how many cases it tried,
+//! and the first counter-example with shape, element type and seed. [`codec::run_codec`] runs all of them for a program such as
+//! `gearbox plugin check`; [`codec_tests!`] makes one named test per property in a plugin's `tests/conformance.rs`:
+//!
+//! ```ignore
+//! use gearbox_zstd as _;
+//!
+//! gearbox_conformance::codec_tests!("zstd");
+//! gearbox_conformance::codec_tests!(level_19, "zstd", json!({"level": 19}));
+//! ```
+//!
+//! The tests also pin the schema of the settings ([`files::schema_is_pinned`]) and decode what earlier versions wrote
+//! ([`files::goldens_decode`]); run them once with `GEARBOX_BLESS=1` to write the missing files.
+//!
+//! | What the kit attacks | How |
+//! |---|---|
+//! | exactness | grids of shapes and kinds of data, among them every 16-bit pattern, NaN payloads, subnormals |
+//! | buffers | prefix of `out`, `max_encoded_len`, unfilled bytes, wrong lengths |
+//! | damage | every truncation and bit flip of small outputs, samples of larger ones, bytes behind the end |
+//! | sharing | eight threads on one instance, two instances side by side |
+//! | settings | resolved settings build the same plugin; unknown keys and values outside a range are refused |
+//!
+//! What it cannot see: a hang (the test hangs too; a call that ends late is reported), and allocations below 1 GiB or on other systems
+//! than Linux, where no safe way to count them exists. Reading data that was never written stays to the sanitizers.
+
+pub mod codec;
+pub mod config;
+pub mod data;
+pub mod files;
+mod memory;
+mod outcome;
+
+pub use outcome::Outcome;
+
+#[doc(hidden)]
+pub use serde_json::json;
+
+/// Makes one named test per property of a built-in codec.
+///
+/// The test file needs one more line that links the plugin, such as `use gearbox_zstd as _;`. Tests live in a module `codec`, or in the
+/// module that the first argument names; settings default to `{}`. `json!` is in scope for the settings.
+///
+/// ```ignore
+/// gearbox_conformance::codec_tests!("zstd");
+/// gearbox_conformance::codec_tests!("zstd", json!({"level": 19}));
+/// gearbox_conformance::codec_tests!(level_19, "zstd", json!({"level": 19}));
+/// ```
+#[macro_export]
+macro_rules! codec_tests {
+    ($id:literal) => {
+        $crate::codec_tests!(codec, $id, $crate::json!({}));
+    };
+    ($id:literal, $settings:expr) => {
+        $crate::codec_tests!(codec, $id, $settings);
+    };
+    ($module:ident, $id:literal) => {
+        $crate::codec_tests!($module, $id, $crate::json!({}));
+    };
+    ($module:ident, $id:literal, $settings:expr) => {
+        mod $module {
+            #[allow(unused_imports, reason = "settings are often written with `json!`, but need not be")]
+            use $crate::json;
+
+            $crate::__codec_properties!(__codec_tests, $id, $settings);
+
+            #[test]
+            fn schema_is_pinned() {
+                let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+                $crate::files::schema_is_pinned(&$crate::codec::find($id), &folder).expect_passed();
+            }
+
+            #[test]
+            fn goldens_decode() {
+                let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
+                $crate::files::goldens_decode(&$crate::codec::find($id), &$settings, &folder).expect_passed();
+            }
+        }
+    };
+}
+
+/// The one list of codec properties: hands it to another macro of this crate.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __codec_properties {
+    ($then:ident $(, $argument:expr)*) => {
+        $crate::$then! {
+            [$($argument),*]
+            round_trip_is_exact_over_shapes
+            round_trip_is_exact_over_data
+            empty_lanes_round_trip
+            encode_appends
+            max_encoded_len_holds
+            decode_fills_every_byte
+            decode_survives_truncation
+            decode_survives_bit_flips
+            decode_survives_trailing_bytes
+            decode_survives_another_shape
+            decode_rejects_wrong_lengths
+            undeclared_elements_are_refused
+            values_above_the_width_are_refused_or_kept
+            needs_are_honoured
+            eight_threads_share_one_instance
+            instances_agree
+            artifacts_round_trip
+            settings_are_a_fixed_point
+            settings_are_strict
+            entry_is_described
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __codec_tests {
+    ([$id:expr, $settings:expr] $($property:ident)*) => {
+        $(#[test]
+        fn $property() {
+            $crate::codec::$property(&$crate::codec::find($id), &$settings).expect_passed();
+        })*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __codec_outcomes {
+    ([$entry:expr, $settings:expr] $($property:ident)*) => {
+        vec![$($crate::codec::$property($entry, $settings)),*]
+    };
+}
