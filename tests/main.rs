@@ -1,1 +1,7 @@
-//! x
+//! Cross-crate tests: whole pipelines through the command line, bad input, configs, and the reference's own outputs.
+
+mod bad_input;
+mod configs;
+mod containers;
+mod run;
+mod sweeps;

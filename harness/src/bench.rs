@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use gearbox_core::{Chunk, ChunkMut, Context, DType, EncodedChunk, Error, Limits, Pipeline, Result, ResultExt, Role, Rope, Shape, Span, Stage};
+use gearbox_core::{
+    Chunk, ChunkMut, Context, DType, EncodedChunk, Error, Limits, Pipeline, Result, ResultExt, Role, Rope, Shape, Span,
+    Stage,
+};
 use serde::Serialize;
 
 use crate::dump::Dump;
@@ -196,7 +199,13 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn run(&mut self, input: &Input<'_>, pipeline: &Pipeline, unit: &mut Unit, verify: bool) -> Result<(u64, u64, u64)> {
+    fn run(
+        &mut self,
+        input: &Input<'_>,
+        pipeline: &Pipeline,
+        unit: &mut Unit,
+        verify: bool,
+    ) -> Result<(u64, u64, u64)> {
         let sequence = &input.0[unit.sequence];
         let whole = Chunk::new(sequence.shape, sequence.dtype, &sequence.bytes)?;
         let range = unit.before..unit.before + unit.seq;
@@ -259,7 +268,8 @@ fn summarise(input: &Input<'_>, pipeline: &Pipeline, units: &[Unit], repeats: us
                 (unit.seq * sequence.shape.row() * sequence.dtype.size()) as u64
             };
             let original_bytes: u64 = held.iter().map(bytes_of).sum();
-            let total = |pick: fn(&Unit) -> &Vec<u64>, round: usize| held.iter().map(|unit| pick(unit)[round]).sum::<u64>();
+            let total =
+                |pick: fn(&Unit) -> &Vec<u64>, round: usize| held.iter().map(|unit| pick(unit)[round]).sum::<u64>();
             let rate = |pick: fn(&Unit) -> &Vec<u64>| {
                 let rates = (0..repeats).map(|round| original_bytes as f64 * 1e3 / total(pick, round).max(1) as f64);
                 Spread::of(rates.collect())

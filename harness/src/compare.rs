@@ -24,7 +24,12 @@ pub struct Compared {
 ///
 /// # Errors
 /// [`ErrorKind::Mismatch`](gearbox_core::ErrorKind::Mismatch) if the container holds other runs, layers, entries or shapes than the dump.
-pub fn with_dump(container: &Container<'_>, pipeline: &Pipeline, dump: &Dump, progress: &ProgressBar) -> Result<Compared> {
+pub fn with_dump(
+    container: &Container<'_>,
+    pipeline: &Pipeline,
+    dump: &Dump,
+    progress: &ProgressBar,
+) -> Result<Compared> {
     let mut layers = BTreeMap::new();
     for run in &dump.runs {
         for layer in &run.layers {
@@ -60,7 +65,11 @@ struct Original<'a> {
 }
 
 impl<'a> Original<'a> {
-    fn new(container: &Container<'_>, sequence: &StoredSequence, layers: &BTreeMap<(&str, u32), &'a Layer>) -> Result<Self> {
+    fn new(
+        container: &Container<'_>,
+        sequence: &StoredSequence,
+        layers: &BTreeMap<(&str, u32), &'a Layer>,
+    ) -> Result<Self> {
         let info = &sequence.info;
         let run = container.run(info.run)?;
         let place = format!("run `{}`, layer {}, {}", run.name, info.layer, info.role);

@@ -8,10 +8,13 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::time::Instant;
 
-use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo, StoredSequence};
+use gearbox_core::container::{
+    Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo, StoredSequence,
+};
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{
-    Chunk, ChunkCoder, ChunkMut, ChunkPlan, Context, EncodedChunk, Error, Limits, Needs, Pipeline, Result, ResultExt, Role, RoutedLane, Sample, Span,
+    Chunk, ChunkCoder, ChunkMut, ChunkPlan, Context, EncodedChunk, Error, Limits, Needs, Pipeline, Result, ResultExt,
+    Role, RoutedLane, Sample, Span,
 };
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -192,10 +195,12 @@ impl<'a> LayerWork<'a> {
     }
 
     fn bytes(&self, steps: &[(Role, usize)]) -> usize {
-        let row = |role: Role| self.layer.entries.first().map_or(0, |entry| {
-            let tensor = entry.tensor(role);
-            tensor.shape.row() * tensor.dtype.size()
-        });
+        let row = |role: Role| {
+            self.layer.entries.first().map_or(0, |entry| {
+                let tensor = entry.tensor(role);
+                tensor.shape.row() * tensor.dtype.size()
+            })
+        };
         steps.iter().map(|(role, chunk)| self.plans[*chunk].seq * row(*role)).sum()
     }
 
@@ -230,7 +235,14 @@ impl<'a> LayerWork<'a> {
         Ok(done)
     }
 
-    fn encode_step(&self, pipeline: &Pipeline, needs: Needs, known: &mut Known, role: Role, chunk: usize) -> Result<Step> {
+    fn encode_step(
+        &self,
+        pipeline: &Pipeline,
+        needs: Needs,
+        known: &mut Known,
+        role: Role,
+        chunk: usize,
+    ) -> Result<Step> {
         let plan = &self.plans[chunk];
         let entries = &self.layer.entries;
         let source = Source::read(entries, role, plan)?;
@@ -371,7 +383,9 @@ pub fn encode<W: Write>(dump: &Dump, pipeline: &mut Pipeline, out: W, progress: 
 
 fn run_info(run: &Run, needs: Needs) -> RunInfo {
     let mut tokens: Vec<(u64, Vec<u32>)> = Vec::new();
-    if needs.tokens && let Some(layer) = run.layers.first() {
+    if needs.tokens
+        && let Some(layer) = run.layers.first()
+    {
         for entry in &layer.entries {
             let Some(ids) = &entry.tokens else { continue };
             match tokens.last_mut() {

@@ -35,9 +35,7 @@ pub fn defaults(registry: &Registry) -> Vec<PipelineSpec> {
         Chunking::Aggregate,
     ];
     let codecs = registry.entries().filter(|entry| entry.kind() == Kind::Codec).map(AnyEntry::id);
-    codecs
-        .flat_map(|id| chunkings.map(|chunking| PipelineSpec::of_codec(PluginSpec::new(id), chunking)))
-        .collect()
+    codecs.flat_map(|id| chunkings.map(|chunking| PipelineSpec::of_codec(PluginSpec::new(id), chunking))).collect()
 }
 
 /// Expands every `{ "sweep": [ … ] }` in a pipeline into its values: the product of all of them, in the order they are written.
@@ -84,7 +82,11 @@ fn product<T: Clone>(prefixes: &[T], values: &[Value], add: impl Fn(&mut T, Valu
         add(&mut longer, value.clone());
         longer
     };
-    prefixes.iter().flat_map(|prefix| values.iter().map(move |value| (prefix, value))).map(|(p, v)| extend(p, v)).collect()
+    prefixes
+        .iter()
+        .flat_map(|prefix| values.iter().map(move |value| (prefix, value)))
+        .map(|(p, v)| extend(p, v))
+        .collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,11 @@ pub fn find() -> Result<PathBuf> {
     let executable = std::env::current_exe().unwrap_or_default();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let mut folders = executable.ancestors().skip(1).chain(workspace);
-    folders.find_map(|folder| Some(folder.join(SAMPLE)).filter(|path| path.is_dir())).ok_or_else(|| {
+    let found = folders.find_map(|folder| Some(folder.join(SAMPLE)).filter(|path| path.is_dir()));
+    // A short name reads better in tables.
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = |path: PathBuf| path.strip_prefix(&here).map(Path::to_owned).unwrap_or(path);
+    found.map(short).ok_or_else(|| {
         Error::invalid_input(format!(
             "the bundled sample dump `{SAMPLE}` is neither above the executable `{}` nor in the workspace; name a dump with --dump",
             executable.display()

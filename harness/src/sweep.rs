@@ -35,7 +35,8 @@ impl SweepConfig {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         let place = || format!("`{}`", path.display());
-        let value = serde_json::from_str(&text).map_err(|error| Error::invalid_config(error.to_string())).context(place)?;
+        let value =
+            serde_json::from_str(&text).map_err(|error| Error::invalid_config(error.to_string())).context(place)?;
         let mut config: Self = gearbox_core::config::from_value(&value).context(place)?;
         if let Some(folder) = path.parent() {
             for dump in &mut config.dumps {
@@ -275,8 +276,17 @@ impl Sweep {
         let mut rows: Vec<_> = self.rows.iter().collect();
         rows.sort_by_key(|row| (row.dump.clone(), row.outcome != Outcome::Ok, row.stored_bytes));
         let mut table = Columns::new(&[
-            "pipeline", "chunking", ">ratio", ">key", ">value", ">bits/value", ">stored bytes", ">overhead", ">encode MB/s",
-            ">decode MB/s", "decoded",
+            "pipeline",
+            "chunking",
+            ">ratio",
+            ">key",
+            ">value",
+            ">bits/value",
+            ">stored bytes",
+            ">overhead",
+            ">encode MB/s",
+            ">decode MB/s",
+            "decoded",
         ]);
         let mut notes = String::new();
         for row in rows {

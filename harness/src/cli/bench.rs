@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::DumpArgs;
 use crate::bench::{self, Input, Measured, Spread};
+use crate::pipelines;
 use crate::receipt::Receipt;
 use crate::report::{self, Columns};
 use crate::status::Status;
-use crate::pipelines;
 
 /// Measures encode and decode time of pipelines.
 ///
@@ -69,8 +69,17 @@ impl BenchArgs {
 
 fn table(rows: &[Measured]) -> Columns {
     let mut table = Columns::new(&[
-        "pipeline", "chunking", "role", "stage", ">chunks", ">ratio", ">encode MB/s", ">decode MB/s", ">encode µs p50 / p95",
-        ">decode µs p50 / p95", ">transform",
+        "pipeline",
+        "chunking",
+        "role",
+        "stage",
+        ">chunks",
+        ">ratio",
+        ">encode MB/s",
+        ">decode MB/s",
+        ">encode µs p50 / p95",
+        ">decode µs p50 / p95",
+        ">transform",
     ]);
     let rate = |spread: &Spread| format!("{:.0} ({:.0} to {:.0})", spread.median, spread.min, spread.max);
     let micros = |spread: &Spread| format!("{:.1} / {:.1}", spread.median, spread.p95);

@@ -178,7 +178,12 @@ fn decode_to(container: &Container<'_>, pipeline: &Pipeline, folder: &Path) -> R
         }
         result.push(Run { name: run.name.clone(), rope: run.rope.clone(), layers: dump_layers });
     }
-    Ok(Dump { path: folder.to_owned(), runs: result, findings: dump::Findings::default(), dropped: dump::Dropped::default() })
+    Ok(Dump {
+        path: folder.to_owned(),
+        runs: result,
+        findings: dump::Findings::default(),
+        dropped: dump::Dropped::default(),
+    })
 }
 
 /// Shows what a container holds and where its bytes go.
@@ -253,12 +258,17 @@ fn inspect_json(container: &Container<'_>, damage: &[Damage]) -> serde_json::Val
 fn inspect_text(container: &Container<'_>, damage: &[Damage]) -> String {
     let header = container.header();
     let original: u64 = container.sequences().map(|sequence| sequence.info.original_bytes()).sum();
-    let plugins: Vec<_> = header.plugins.iter().map(|plugin| format!("{} v{}", plugin.id, plugin.format_version)).collect();
+    let plugins: Vec<_> =
+        header.plugins.iter().map(|plugin| format!("{} v{}", plugin.id, plugin.format_version)).collect();
     let mut lines = vec![
         format!("written by  {}", header.writer),
         format!("plugins     {}", plugins.join(", ")),
         format!("pipeline    {}", header.pipeline.to_value()),
-        format!("size        {} bytes for {original}, ratio {}", container.file_bytes(), report::ratio(original, container.file_bytes())),
+        format!(
+            "size        {} bytes for {original}, ratio {}",
+            container.file_bytes(),
+            report::ratio(original, container.file_bytes())
+        ),
         String::new(),
     ];
     let mut runs = Columns::new(&["run", ">layers", ">tokens", "key", "value", ">chunks"]);
@@ -353,10 +363,10 @@ impl VerifyArgs {
         for failure in &failures {
             report::print(&format!("FAILED  {failure}"))?;
         }
-        let compared = changed.map_or(String::new(), |(changed, values)| format!(", {changed} of {values} values differ from the dump"));
+        let compared = changed
+            .map_or(String::new(), |(changed, values)| format!(", {changed} of {values} values differ from the dump"));
         let verdict = if status == Status::Fail { "FAILED" } else { "ok" };
         report::print(&format!("{verdict}: {chunks} chunks decoded, {} failures{compared}", failures.len()))?;
         Ok(status)
     }
 }
-

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use gearbox_core::{DType, Result};
+use gearbox_core::{DType, Error, Result, Rope};
 
 use super::{DumpArgs, SelectArgs};
 use crate::dump::{self, ConvertOptions, Format};
@@ -23,7 +23,9 @@ pub(super) enum DumpCommand {
 
 /// What to convert, and to what.
 #[derive(Debug, Args)]
-#[command(after_help = "An interrupted conversion goes on where it stopped: entries that are complete are not written again.")]
+#[command(
+    after_help = "An interrupted conversion goes on where it stopped: entries that are complete are not written again."
+)]
 pub(super) struct ConvertArgs {
     /// Dump to read
     source: PathBuf,
@@ -35,6 +37,9 @@ pub(super) struct ConvertArgs {
     /// Element type to write
     #[arg(long, value_enum, default_value_t = Target::F16)]
     dtype: Target,
+    /// How the model rotated keys, as JSON, for dumps that do not say: { "pairing": "half-split", "theta": 1e4, "rotary_dim": 64 }
+    #[arg(long, value_name = "JSON", value_parser = parse_rope)]
+    rope: Option<Rope>,
     /// Write values beyond the FP16 range as infinities instead of refusing the entry
     #[arg(long)]
     allow_inf: bool,
@@ -99,8 +104,16 @@ fn check(args: &DumpArgs, json: bool) -> Result<Status> {
     Ok(status.and(opened))
 }
 
+fn parse_rope(text: &str) -> Result<Rope> {
+    let value = serde_json::from_str(text).map_err(|error| Error::invalid_config(error.to_string()))?;
+    gearbox_core::config::from_value(&value)
+}
+
 fn convert(args: &ConvertArgs, json: bool) -> Result<Status> {
-    let (source, opened) = args.select.open(&args.source)?;
+    let (mut source, opened) = args.select.open(&args.source)?;
+    for run in &mut source.runs {
+        run.rope = run.rope.take().or_else(|| args.rope.clone());
+    }
     let options = ConvertOptions {
         format: args.format,
         dtype: matches!(args.dtype, Target::F16).then_some(DType::F16),

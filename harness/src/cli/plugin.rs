@@ -64,7 +64,8 @@ fn show(entry: &AnyEntry, json: bool) -> Result<()> {
     if json {
         return report::print_json(&facts(entry)?);
     }
-    let aliases = if entry.aliases().is_empty() { String::new() } else { format!(" (also `{}`)", entry.aliases().join("`, `")) };
+    let aliases =
+        if entry.aliases().is_empty() { String::new() } else { format!(" (also `{}`)", entry.aliases().join("`, `")) };
     report::print(&format!(
         "{}{aliases}: {}\n\nkind    {}\nformat  version {}\norigin  {}\nsource  {}\n",
         entry.id(),
@@ -81,7 +82,12 @@ fn show(entry: &AnyEntry, json: bool) -> Result<()> {
     }
     let mut table = Columns::new(&["setting", "type", "default", "meaning"]);
     for (name, schema) in &properties {
-        table.row([name.clone(), legal(entry.schema(), schema), defaults[name].to_string(), text(&schema["description"])]);
+        table.row([
+            name.clone(),
+            legal(entry.schema(), schema),
+            defaults[name].to_string(),
+            text(&schema["description"]),
+        ]);
     }
     report::print(&table.to_string())
 }

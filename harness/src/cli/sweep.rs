@@ -134,16 +134,38 @@ impl Files {
         let mut csv = csv::Writer::from_writer(&mut self.csv);
         let failed = |error: csv::Error| Error::invalid_input(error.to_string());
         csv.write_record([
-            "dump", "pipeline", "chunking", "state", "original_bytes", "stored_bytes", "key_original_bytes", "key_stored_bytes",
-            "value_original_bytes", "value_stored_bytes", "values", "changed_values", "encode_ns", "decode_ns", "pipeline_json",
+            "dump",
+            "pipeline",
+            "chunking",
+            "state",
+            "original_bytes",
+            "stored_bytes",
+            "key_original_bytes",
+            "key_stored_bytes",
+            "value_original_bytes",
+            "value_stored_bytes",
+            "values",
+            "changed_values",
+            "encode_ns",
+            "decode_ns",
+            "pipeline_json",
         ])
         .map_err(failed)?;
         for row in &sweep.rows {
-            let state = serde_json::to_value(&row.outcome).ok().and_then(|value| Some(value["state"].as_str()?.to_owned()));
+            let state =
+                serde_json::to_value(&row.outcome).ok().and_then(|value| Some(value["state"].as_str()?.to_owned()));
             let mut record = vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.unwrap_or_default()];
             let numbers = [
-                row.original_bytes, row.stored_bytes, row.key.original_bytes, row.key.stored_bytes, row.value.original_bytes,
-                row.value.stored_bytes, row.values, row.changed_values, row.encode_ns, row.decode_ns,
+                row.original_bytes,
+                row.stored_bytes,
+                row.key.original_bytes,
+                row.key.stored_bytes,
+                row.value.original_bytes,
+                row.value.stored_bytes,
+                row.values,
+                row.changed_values,
+                row.encode_ns,
+                row.decode_ns,
             ];
             record.extend(numbers.map(|number| number.to_string()));
             record.push(row.pipeline.to_string());

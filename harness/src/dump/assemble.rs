@@ -71,7 +71,7 @@ fn check_range(last: Option<&Entry>, entry: &Entry) -> Result<(), Defect> {
 
 /// What the entries of a layer must agree on: dtype, heads and dim of each role, with the place that said it first.
 #[derive(Default)]
-struct Kinds(BTreeMap<&'static str, (Kind, String)>);
+struct Kinds(BTreeMap<&'static str, Stated<Kind>>);
 
 type Kind = (DType, usize, usize);
 
@@ -103,12 +103,15 @@ impl Kinds {
     }
 }
 
+/// A fact and the place that stated it.
+type Stated<T> = (T, String);
+
 /// What all entries of a run must agree on, with the place that said it first.
 #[derive(Default)]
 struct Facts {
-    rope: Option<(Rope, String)>,
+    rope: Option<Stated<Rope>>,
     /// By first position and number of tokens.
-    tokens: BTreeMap<(u64, usize), (Arc<[u32]>, String)>,
+    tokens: BTreeMap<(u64, usize), Stated<Arc<[u32]>>>,
 }
 
 impl Facts {

@@ -17,7 +17,9 @@ impl Dump {
         let entries: Vec<&Entry> = self.iter().map(|(_, _, entry)| entry).collect();
         let scanned: Vec<Findings> = entries.into_par_iter().map(scan_entry).collect();
         let mut findings = Findings::default();
-        scanned.into_iter().for_each(|found| findings.append(found));
+        for found in scanned {
+            findings.append(found);
+        }
         findings
     }
 
@@ -68,7 +70,9 @@ impl Hash {
         self.text(entry.stage.name());
         let tokens = entry.tokens.as_deref().unwrap_or_default();
         self.number(tokens.len() as u64);
-        tokens.iter().for_each(|id| self.0.update(&id.to_le_bytes()));
+        for id in tokens {
+            self.0.update(&id.to_le_bytes());
+        }
         self.number(entry.tensors().count() as u64);
         for (role, tensor) in entry.tensors() {
             self.text(role);

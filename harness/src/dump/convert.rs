@@ -89,6 +89,7 @@ impl fmt::Display for ConvertReport {
 /// [`ErrorKind::InvalidConfig`] for a dtype other than F16. [`ErrorKind::InvalidInput`] if a file destination meets several runs.
 /// [`ErrorKind::Io`] if the destination cannot be created.
 pub fn convert(source: &Dump, destination: &Path, options: &ConvertOptions) -> Result<ConvertReport> {
+    let options = *options;
     if let Some(dtype) = options.dtype.filter(|dtype| *dtype != DType::F16) {
         return Err(Error::invalid_config(format!("expected f16 or no dtype to round to, got {dtype}")));
     }
@@ -166,19 +167,19 @@ fn write_reason(error: &Error) -> Reason {
     if error.kind() == ErrorKind::InvalidInput { Reason::OutputExists } else { Reason::WriteFailed }
 }
 
-fn target_dtype(tensor: &Tensor, options: &ConvertOptions) -> DType {
+fn target_dtype(tensor: &Tensor, options: ConvertOptions) -> DType {
     options.dtype.unwrap_or(tensor.dtype)
 }
 
 /// Whether rounding has nothing to do.
-fn is_refused_f16(entry: &Entry, options: &ConvertOptions) -> bool {
+fn is_refused_f16(entry: &Entry, options: ConvertOptions) -> bool {
     options.dtype == Some(DType::F16)
         && !options.allow_fp16
         && [&entry.key, &entry.value].iter().all(|tensor| tensor.dtype == DType::F16)
 }
 
 /// A tensor as it will be written.
-fn read(tensor: &Tensor, options: &ConvertOptions, tally: &mut Tally) -> Result<Mapped> {
+fn read(tensor: &Tensor, options: ConvertOptions, tally: &mut Tally) -> Result<Mapped> {
     let bytes = tensor.map()?;
     Ok(match options.dtype {
         Some(dtype) if dtype != tensor.dtype => Mapped::owned(to_f16(tensor.dtype, &bytes, tally)),
@@ -199,14 +200,14 @@ fn new_infinities(count: u64) -> String {
 
 /// One entry on its way into the reference layout.
 struct ReferenceTarget<'a> {
-    options: &'a ConvertOptions,
+    options: ConvertOptions,
     entry: &'a Entry,
     layer_dir: PathBuf,
     facts: Facts<'a>,
 }
 
 impl<'a> ReferenceTarget<'a> {
-    fn new(root: &Path, options: &'a ConvertOptions, run: &'a Run, layer: &Layer, entry: &'a Entry) -> Self {
+    fn new(root: &Path, options: ConvertOptions, run: &'a Run, layer: &Layer, entry: &'a Entry) -> Self {
         Self {
             options,
             entry,
@@ -345,7 +346,7 @@ enum Existing {
 }
 
 /// Writes a run as one safetensors file.
-fn convert_run(run: &Run, path: &Path, options: &ConvertOptions) -> Outcome {
+fn convert_run(run: &Run, path: &Path, options: ConvertOptions) -> Outcome {
     let entries = || run.layers.iter().flat_map(|layer| &layer.entries);
     let place = path.display().to_string();
     let end = |state| Outcome::new(state, entries().count());
@@ -379,7 +380,7 @@ fn convert_run(run: &Run, path: &Path, options: &ConvertOptions) -> Outcome {
     outcome
 }
 
-fn run_spec(run: &Run, options: &ConvertOptions) -> Result<RunSpec> {
+fn run_spec(run: &Run, options: ConvertOptions) -> Result<RunSpec> {
     let mut spec = RunSpec::of(run)?;
     let first = run.layers.first().and_then(|layer| layer.entries.first());
     if let Some(Entry { key, .. }) = first {
@@ -421,7 +422,7 @@ fn write_run(
     run: &Run,
     path: &Path,
     spec: &RunSpec,
-    options: &ConvertOptions,
+    options: ConvertOptions,
     outcome: &mut Outcome,
 ) -> std::result::Result<(), (Reason, Error)> {
     let on_write = |error: Error| (write_reason(&error), error);
@@ -773,6 +774,28 @@ mod tests {
             let out = folder.path().join(format!("{:?}", options.format));
             assert_eq!(convert(&dump, &out, &options).unwrap().done, 2);
             assert_eq!(open(&out).runs[0].layers[0].entries[0].start, 3);
+        }
+    }
+
+    /// Needs `GEARBOX_DUMPS`: a folder with `fp32/<run>` and `fp16/<run>`, the same runs before and after the reference conversion.
+    #[test]
+    fn captured_dumps_open_clean_and_convert_to_the_bytes_of_the_reference() {
+        let Some(dumps) = std::env::var_os("GEARBOX_DUMPS").map(PathBuf::from) else {
+            eprintln!("skipped: GEARBOX_DUMPS is not set");
+            return;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (wide, halves) = (open(&dumps.join("fp32")), open(&dumps.join("fp16")));
+        for dump in [&wide, &halves] {
+            assert!(dump.entries() > 0 && dump.findings.list.is_empty(), "{}", dump.findings);
+            assert!(dump.scan().list.is_empty());
+            println!("{}{}", dump.info(), dump.digest().unwrap());
+        }
+        let report = convert(&wide, folder.path(), &TO_F16).unwrap();
+        println!("{report}");
+        assert_eq!(report.done, wide.entries());
+        for (path, bytes) in tree(folder.path()) {
+            assert!(bytes == fs::read(dumps.join("fp16").join(&path)).unwrap(), "{}", path.display());
         }
     }
 }

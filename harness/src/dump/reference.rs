@@ -101,15 +101,12 @@ fn describe(path: &Path, place: &str, root: &Path, reading: &mut Reading) -> Che
         return Err(fields.invalid("seq_end_exclusive", &format!("seq_start + seq_len = {end}")));
     }
     let query = match fields.optional::<String>("q_file")? {
+        Some(_) => Some((fields.file("q_file", path)?, fields.at_least_one("q_heads")?)),
         None => None,
-        Some(_) => {
-            let heads = fields.at_least_one("q_heads")?;
-            if heads % shape.heads != 0 {
-                return Err(fields.invalid("q_heads", &format!("a multiple of the {} KV heads", shape.heads)));
-            }
-            Some((fields.file("q_file", path)?, heads))
-        }
     };
+    if query.as_ref().is_some_and(|(_, heads)| !heads.is_multiple_of(shape.heads)) {
+        return Err(fields.invalid("q_heads", &format!("a multiple of the {} KV heads", shape.heads)));
+    }
     let tokens: Option<Vec<u32>> = fields.optional("tokens")?;
     if let Some(tokens) = tokens.as_ref().filter(|tokens| tokens.len() != seq) {
         let message = format!("`tokens`: expected {seq} token ids, got {}", tokens.len());
@@ -132,7 +129,7 @@ fn describe(path: &Path, place: &str, root: &Path, reading: &mut Reading) -> Che
         key: fields.file("k_file", path)?,
         value: fields.file("v_file", path)?,
         query,
-        tokens: tokens.map(|tokens| reading.intern(tokens)),
+        tokens: tokens.map(|tokens| reading.intern(&tokens)),
         rope,
     })
 }
@@ -216,13 +213,11 @@ pub(super) fn dtype(size: u64, name: Option<&str>) -> Checked<DType> {
         let message = format!("`bytes_per_elem`: expected 2 or 4, got {size}");
         return Err(Defect::new(Reason::UnsupportedElementSize, message));
     }
-    let dtype = match name {
-        None if size == 2 => DType::F16,
-        None => DType::F32,
-        Some("fp16") => DType::F16,
-        Some("bf16") => DType::Bf16,
-        Some("fp32") => DType::F32,
-        Some(other) => {
+    let dtype = match name.unwrap_or(if size == 2 { "fp16" } else { "fp32" }) {
+        "fp16" => DType::F16,
+        "bf16" => DType::Bf16,
+        "fp32" => DType::F32,
+        other => {
             let message = format!("`dtype`: expected `fp16`, `bf16` or `fp32`, got `{other}`");
             return Err(Defect::new(Reason::MetaValueInvalid, message));
         }
@@ -236,7 +231,7 @@ pub(super) fn dtype(size: u64, name: Option<&str>) -> Checked<DType> {
 
 /// Checks a rotation against the channels it turns.
 pub(super) fn check_rope(rope: &Rope, dim: usize) -> std::result::Result<(), String> {
-    if rope.rotary_dim == 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > dim {
+    if rope.rotary_dim == 0 || !rope.rotary_dim.is_multiple_of(2) || rope.rotary_dim > dim {
         return Err(format!("`rope`: expected an even `rotary_dim` from 2 to {dim}, got {}", rope.rotary_dim));
     }
     if !(rope.theta.is_finite() && rope.theta > 0.0) {

@@ -224,8 +224,9 @@ mod tests {
         let mut tally = Tally::default();
         to_f16(DType::F32, &bytes, &mut tally);
         let rounding = tally.rounding();
-        assert_eq!(rounding.mean_abs, 2f64.powi(-12));
-        assert_eq!(rounding.mean_rel, 2f64.powi(-11) / (1.0 + 2f64.powi(-11)) / 2.0);
+        assert_eq!(rounding.mean_abs.to_bits(), 2f64.powi(-12).to_bits());
+        let mean_rel = 2f64.powi(-11) / (1.0 + 2f64.powi(-11)) / 2.0;
+        assert_eq!(rounding.mean_rel.to_bits(), mean_rel.to_bits());
         assert_eq!(Tally::default().rounding(), Rounding::default());
     }
 

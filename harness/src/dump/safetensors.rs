@@ -158,8 +158,6 @@ fn read_file(path: &Path, place: &str, selection: &Selection, reading: &mut Read
         None => None,
     };
     let source = Source { path: Arc::from(path), data, infos: &infos };
-    // Token ids are shared by all layers, whose entries are the same ones.
-    let mut shared: BTreeMap<usize, Arc<[u32]>> = BTreeMap::new();
     for layer in layers {
         let place = format!("{place} layers.{layer}");
         let parts = source.layer(layer, rope.as_ref(), entries.as_deref(), tokens.as_deref());
@@ -177,16 +175,7 @@ fn read_file(path: &Path, place: &str, selection: &Selection, reading: &mut Read
             if !selection.admits(Some(stage), seq, &mut reading.dropped) {
                 continue;
             }
-            let ids = tokens.as_ref().and_then(|tokens| {
-                Some(match shared.get(&rows.start) {
-                    Some(ids) => Arc::clone(ids),
-                    None => {
-                        let ids = reading.intern(tokens.get(rows.clone())?.to_vec());
-                        shared.insert(rows.start, Arc::clone(&ids));
-                        ids
-                    }
-                })
-            });
+            let ids = tokens.as_ref().and_then(|tokens| tokens.get(rows.clone()));
             let entry = Entry {
                 stage,
                 start,
@@ -194,7 +183,7 @@ fn read_file(path: &Path, place: &str, selection: &Selection, reading: &mut Read
                 key: slice(&key, rows.start, seq),
                 value: slice(&value, rows.start, seq),
                 query: query.as_ref().map(|query| slice(query, rows.start, seq)),
-                tokens: ids,
+                tokens: ids.map(|ids| reading.intern(ids)),
                 place: format!("{place} {start}..{}", start + seq as u64),
                 meta: None,
             };
@@ -417,7 +406,7 @@ mod tests {
             let dump = open(&path);
             assert!(dump.findings.list.is_empty(), "{}", dump.findings);
             assert_eq!((dump.runs[0].name.as_str(), dump.entries()), ("named", 4));
-            assert_eq!(dump.runs[0].rope.as_ref().unwrap().theta, 10000.0);
+            assert_eq!(dump.runs[0].rope.as_ref().unwrap().rotary_dim, 2);
             let [first, second] = dump.runs[0].layers[0].entries.as_slice() else { panic!("two entries") };
             assert_eq!((first.start, first.seq, first.stage), (0, 2, Stage::Prefill));
             assert_eq!((second.start, second.seq, second.stage), (7, 1, Stage::Decode));

@@ -1,0 +1,121 @@
+//! The main job: sweeps over real dumps.
+
+use serde_json::Value;
+
+use crate::run::{json, run, sample, stderr, stdout, text};
+
+#[test]
+fn sweep_without_arguments_decodes_every_codec_exactly_on_the_sample() {
+    let sweep = json(&["sweep"]);
+    let rows = sweep["rows"].as_array().unwrap();
+    let codecs = gearbox_plugins::registry().unwrap();
+    let codecs = codecs.entries().filter(|entry| entry.kind() == gearbox_core::Kind::Codec).count();
+    assert_eq!(rows.len(), 4 * codecs);
+    for row in rows {
+        assert_eq!((&row["state"], &row["changed_values"]), (&Value::from("ok"), &Value::from(0)), "{row}");
+        let ledger: u64 = row["ledger"].as_array().unwrap().iter().map(|row| row["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(ledger, row["stored_bytes"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn same_sweep_stores_the_same_bytes_for_any_number_of_threads() {
+    let stored = |threads| {
+        let sweep = json(&["sweep", "--threads", threads]);
+        let rows = sweep["rows"].as_array().unwrap().clone();
+        rows.iter().map(|row| row["stored_bytes"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(stored("1"), stored("4"));
+}
+
+#[test]
+fn kept_containers_are_the_rows_of_the_table_and_of_the_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("results");
+    let arguments = ["sweep", "--pipeline", "gear", "--pipeline", "store", "--out", text(&out), "--keep-containers"];
+    let table = stdout(&arguments);
+    assert!(std::fs::read_to_string(out.join("sweep.md")).unwrap().contains(table.trim()));
+    let csv = std::fs::read_to_string(out.join("sweep.csv")).unwrap();
+    for (idx, line) in csv.lines().skip(1).enumerate() {
+        let size = std::fs::metadata(out.join(format!("{idx:04}.gbx"))).unwrap().len().to_string();
+        assert_eq!(line.split(',').nth(5).unwrap(), size, "{line}");
+    }
+    let message = stderr(&arguments, 2);
+    assert!(message.contains("sweep.json") && message.contains("overwrite"), "{message}");
+    run(&[&arguments[..], &["--overwrite"]].concat(), 0);
+}
+
+#[test]
+fn sweep_of_settings_runs_each_once() {
+    let pipeline = r#"{ "pipelines": [
+        { "routes": [{ "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }] },
+        { "routes": [{ "codec": { "id": "zstd" } }] }] }"#;
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("levels.json");
+    std::fs::write(&config, pipeline).unwrap();
+    let sweep = json(&["sweep", text(&config)]);
+    let levels: Vec<_> = sweep["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["pipeline"]["routes"][0]["codec"]["level"].as_i64().unwrap())
+        .collect();
+    assert_eq!(levels, [1, 3], "the default level 3 is there already");
+}
+
+#[test]
+fn pipeline_that_is_not_legal_is_a_row_with_its_reason() {
+    let pipeline = r#"{ "routes": [{ "layers": "0..2", "codec": { "id": "gear" } }] }"#;
+    let sweep = json(&["sweep", "--pipeline", pipeline, "--pipeline", "store"]);
+    let rows = sweep["rows"].as_array().unwrap();
+    assert_eq!(rows[0]["state"], "unsupported");
+    let reason = rows[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("no route holds layer 2"), "{reason}");
+    assert_eq!(rows[1]["state"], "ok");
+}
+
+#[test]
+fn receipt_names_versions_threads_and_the_input_digest() {
+    let sweep = json(&["sweep", "--pipeline", "store", "--dump", text(&sample())]);
+    assert_eq!(sweep["receipt"]["version"], env!("CARGO_PKG_VERSION"));
+    assert!(sweep["receipt"]["threads"].as_u64().unwrap() > 0);
+    assert_eq!(sweep["dumps"][0]["digest"], "1a3300b260a6e979bcd78fd57882c468");
+}
+
+#[test]
+fn wrong_settings_name_pointer_and_range_before_any_work() {
+    let pipeline = r#"{ "routes": [{ "codec": { "id": "zstd", "level": 23 } }] }"#;
+    let message = stderr(&["sweep", "--pipeline", pipeline], 2);
+    assert!(
+        message.contains("`/routes/0/codec`") && message.contains("`/level`: 23 is out of range, expected -7 to 22"),
+        "{message}"
+    );
+    let message = stderr(&["sweep", "--pipeline", "gaer"], 2);
+    assert!(message.contains("did you mean `gear`"), "{message}");
+}
+
+#[test]
+fn bench_measures_both_directions_and_verifies() {
+    let bench =
+        json(&["bench", "--pipeline", "gear-delta", "--pipeline", "store", "--repeats", "2", "--max-bytes", "300000"]);
+    let rows = bench["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 8, "two pipelines, keys and values, prefill and decode");
+    assert!(rows.iter().all(|row| row["encode_mb_s"]["median"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn plugins_are_listed_and_shown_with_ranges() {
+    let list = json(&["plugin", "list"]);
+    let ids: Vec<_> = list.as_array().unwrap().iter().map(|entry| entry["id"].as_str().unwrap()).collect();
+    assert!(ids.is_sorted() && ids.contains(&"gear-delta"), "{ids:?}");
+    let shown = stdout(&["plugin", "show", "zstd"]);
+    assert!(shown.contains("-7 to 22"), "{shown}");
+    assert!(stderr(&["plugin", "show", "zst"], 2).contains("did you mean `zstd`"));
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&["completions", shell]).contains("sweep"), "{shell}");
+    }
+}
