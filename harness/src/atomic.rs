@@ -1,11 +1,31 @@
 //! Files that appear under their name only when they are complete.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use gearbox_core::{Error, Result};
 use tempfile::NamedTempFile;
+
+/// Ending of temporary names; the leading dot and this keep readers of the folder from taking them for finished files.
+const ENDING: &str = ".gearbox-tmp";
+
+/// Removes what killed processes left in a folder; temporary files that a process still writes stay.
+///
+/// A process that ends normally leaves nothing. What cannot be listed or removed is left alone: it does no harm.
+pub fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b".") && name.ends_with(ENDING.as_bytes()) {
+            // The lock of a writer ends with its process.
+            let is_dead = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+            if is_dead {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
 
 /// A file that is written under a temporary name in its own folder and renamed when it is complete.
 ///
@@ -55,10 +75,9 @@ impl AtomicFile {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        // The leading dot and the ending keep readers of the folder from taking it for a finished file.
         let prefix = [".".as_ref(), name, ".".as_ref()].join("".as_ref());
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
+        builder.prefix(&prefix).suffix(ENDING);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -66,6 +85,8 @@ impl AtomicFile {
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(folder).map_err(|error| Error::io(path, &error))?;
+        // Tells `remove_leftovers` that someone writes it. A file system without locks has to do without.
+        let _ = file.as_file().try_lock();
         Ok(Self { path: path.to_path_buf(), overwrite, file: BufWriter::new(file) })
     }
 
@@ -141,8 +162,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let _file = AtomicFile::create(folder.path().join("meta_t0_1.json"), false).unwrap();
         let names = names(folder.path());
-        let random = names[0].strip_prefix(".meta_t0_1.json.").and_then(|rest| rest.strip_suffix(".tmp"));
+        let random = names[0].strip_prefix(".meta_t0_1.json.").and_then(|rest| rest.strip_suffix(ENDING));
         assert!(random.is_some(), "{names:?}");
+    }
+
+    #[test]
+    fn leftovers_of_dead_writers_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let alive = AtomicFile::create(folder.path().join("a"), false).unwrap();
+        for name in [".b.x1y2z3.gearbox-tmp", ".other.tmp", "c"] {
+            fs::write(folder.path().join(name), b"").unwrap();
+        }
+        remove_leftovers(folder.path());
+        let names = names(folder.path());
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert_eq!(names[1..], [".other.tmp", "c"]);
+        alive.commit().unwrap();
+        remove_leftovers(&folder.path().join("missing"));
     }
 
     #[test]

@@ -104,11 +104,11 @@ impl Spread {
     /// The spread of some measurements; zeros if there are none.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let rank = |share: f64| {
-            let rank = (values.len() as f64 * share).ceil() as usize;
+        let rank = |percent: usize| {
+            let rank = (values.len() * percent).div_ceil(100);
             values.get(rank.saturating_sub(1)).copied().unwrap_or_default()
         };
-        Self { min: rank(0.0), median: rank(0.5), p95: rank(0.95), max: rank(1.0) }
+        Self { min: rank(0), median: rank(50), p95: rank(95), max: rank(100) }
     }
 }
 

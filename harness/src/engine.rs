@@ -452,7 +452,7 @@ pub fn decode(
     let mut failures = Vec::new();
     let mut failed = vec![false; sequences.len()];
     let grain = Grain::of(pipeline);
-    let mut jobs: Vec<([Option<usize>; 2], Vec<(Role, usize)>)> = Vec::new();
+    let mut jobs: Vec<(Pair, Vec<(Role, usize)>)> = Vec::new();
     for pair in pairs(&sequences) {
         let chunks = pair.iter().flatten().map(|idx| sequences[*idx].chunks.len()).max().unwrap_or(0);
         jobs.extend(grain.jobs(chunks).into_iter().map(|steps| (pair, steps)));
@@ -511,9 +511,12 @@ fn cost(container: &Container<'_>, sequence: &StoredSequence) -> SequenceCost {
     }
 }
 
+/// Numbers of the sequences that hold keys and values of one layer.
+type Pair = [Option<usize>; 2];
+
 /// Keys and values of the same run and layer.
-fn pairs(sequences: &[&StoredSequence]) -> Vec<[Option<usize>; 2]> {
-    let mut pairs = std::collections::BTreeMap::<_, [Option<usize>; 2]>::new();
+fn pairs(sequences: &[&StoredSequence]) -> Vec<Pair> {
+    let mut pairs = std::collections::BTreeMap::<_, Pair>::new();
     for (idx, sequence) in sequences.iter().enumerate() {
         let info = &sequence.info;
         pairs.entry((info.run, info.layer)).or_default()[info.role as usize] = Some(idx);
@@ -527,7 +530,7 @@ fn decode_job(
     container: &Container<'_>,
     pipeline: &Pipeline,
     sequences: &[&StoredSequence],
-    pair: [Option<usize>; 2],
+    pair: Pair,
     steps: &[(Role, usize)],
 ) -> Vec<DecodedStep> {
     let needs = pipeline.needs();

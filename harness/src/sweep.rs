@@ -1,5 +1,6 @@
 //! The sweep: every pipeline over a dump, written to disk, decoded again and compared.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -294,11 +295,11 @@ impl Sweep {
                 Outcome::Ok if row.changed_values == 0 => "exact".to_owned(),
                 Outcome::Ok => format!("{} changed", row.changed_values),
                 Outcome::Unsupported(reason) => {
-                    notes.push_str(&format!("\n{} {}: unsupported: {reason}", row.name, row.chunking));
+                    let _ = write!(notes, "\n{} {}: unsupported: {reason}", row.name, row.chunking);
                     "unsupported".into()
                 }
                 Outcome::Failed(reason) => {
-                    notes.push_str(&format!("\n{} {}: failed: {reason}", row.name, row.chunking));
+                    let _ = write!(notes, "\n{} {}: failed: {reason}", row.name, row.chunking);
                     "FAILED".into()
                 }
             };

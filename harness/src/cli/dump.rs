@@ -37,7 +37,7 @@ pub(super) struct ConvertArgs {
     /// Element type to write
     #[arg(long, value_enum, default_value_t = Target::F16)]
     dtype: Target,
-    /// How the model rotated keys, as JSON, for dumps that do not say: { "pairing": "half-split", "theta": 1e4, "rotary_dim": 64 }
+    /// How the model rotated keys, as JSON, for dumps that do not say: `{ "pairing": "half-split", "theta": 1e4, "rotary_dim": 64 }`
     #[arg(long, value_name = "JSON", value_parser = parse_rope)]
     rope: Option<Rope>,
     /// Write values beyond the FP16 range as infinities instead of refusing the entry

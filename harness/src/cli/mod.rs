@@ -128,6 +128,9 @@ impl SelectArgs {
         if !dump.findings.list.is_empty() {
             tracing::warn!("{}:\n{}", path.display(), dump.findings);
         }
+        if dump.entries() == 0 {
+            return Err(Error::invalid_input(format!("`{}`: none of its entries is valid", path.display())));
+        }
         let status = if dump.findings.is_clean() || self.allow_bad { Status::Pass } else { Status::BadInput };
         Ok((dump, status))
     }

@@ -14,6 +14,7 @@ use super::rounding::{Tally, to_f16};
 use super::safetensors::free_metadata;
 use super::write::{Facts, RunSpec, SafetensorsWriter, dtype_label, write_files};
 use super::{Dump, Entry, Findings, Layer, Mapped, Reason, Rounding, Run, Tensor, tensor_name};
+use crate::atomic::remove_leftovers;
 
 /// A format that dumps are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -104,11 +105,15 @@ pub fn convert(source: &Dump, destination: &Path, options: &ConvertOptions) -> R
     }
     let outcomes: Vec<Outcome> = match options.format {
         Format::Reference => {
+            for (run, layer) in source.runs.iter().flat_map(|run| run.layers.iter().map(move |layer| (run, layer))) {
+                remove_leftovers(&layer_dir(destination, run, layer));
+            }
             let entries: Vec<_> = source.iter().collect();
             let convert = |(run, layer, entry)| ReferenceTarget::new(destination, options, run, layer, entry).convert();
             entries.into_par_iter().map(convert).collect()
         }
         Format::Safetensors => {
+            remove_leftovers(folder);
             let convert = |run: &Run| {
                 let file = || destination.join(format!("{}.safetensors", run.name));
                 convert_run(run, &if is_file { destination.to_path_buf() } else { file() }, options)
@@ -167,6 +172,10 @@ fn write_reason(error: &Error) -> Reason {
     if error.kind() == ErrorKind::InvalidInput { Reason::OutputExists } else { Reason::WriteFailed }
 }
 
+fn layer_dir(root: &Path, run: &Run, layer: &Layer) -> PathBuf {
+    root.join(&run.name).join(format!("layer_{}", layer.id))
+}
+
 fn target_dtype(tensor: &Tensor, options: ConvertOptions) -> DType {
     options.dtype.unwrap_or(tensor.dtype)
 }
@@ -211,7 +220,7 @@ impl<'a> ReferenceTarget<'a> {
         Self {
             options,
             entry,
-            layer_dir: root.join(&run.name).join(format!("layer_{}", layer.id)),
+            layer_dir: layer_dir(root, run, layer),
             facts: Facts {
                 run: &run.name,
                 layer: layer.id,
@@ -643,6 +652,9 @@ mod tests {
         ];
         for (i, damage) in damages.iter().enumerate() {
             damage();
+            if layer.exists() {
+                fs::write(layer.join(".k_t0_3.bin.abcdef.gearbox-tmp"), b"half").unwrap();
+            }
             let report = convert(&dump, &out, &TO_F16).unwrap();
             assert_eq!((report.done, report.failed), (if i == 5 { 2 } else { 1 }, 0), "damage {i}");
             assert_eq!(tree(&out), whole, "damage {i}");

@@ -183,7 +183,7 @@ impl Findings {
     }
 }
 
-/// One line per reason: name, `bad` or `notice`, count, the first places.
+/// One line per reason: name, `bad` or `notice`, count, the first places, what is wrong at the first of them.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.counts();
@@ -197,6 +197,10 @@ impl fmt::Display for Findings {
             }
             if count > PLACES {
                 write!(f, " and {} more", count - PLACES)?;
+            }
+            let first = self.list.iter().find(|finding| finding.reason == reason);
+            if let Some(Finding { message, .. }) = first.filter(|finding| !finding.message.is_empty()) {
+                write!(f, "; {}{message}", if count > 1 { "the first: " } else { "" })?;
             }
             writeln!(f)?;
         }
@@ -223,13 +227,13 @@ mod tests {
     fn table_has_one_line_per_reason_with_count_and_first_places() {
         let mut findings = Findings::default();
         for place in ["a", "b", "c", "d", "e"] {
-            findings.push(Reason::SupersededPacked, place, "");
+            findings.push(Reason::SupersededPacked, place, format!("message of {place}"));
         }
         findings.push(Reason::TensorEmpty, "x", "expected 4 bytes, got 0");
         assert_eq!(
             findings.to_string(),
-            "tensor-empty       bad          1  x\n\
-             superseded-packed  notice       5  a, b, c and 2 more\n"
+            "tensor-empty       bad          1  x; expected 4 bytes, got 0\n\
+             superseded-packed  notice       5  a, b, c and 2 more; the first: message of a\n"
         );
         assert_eq!(findings.counts(), BTreeMap::from([(Reason::TensorEmpty, 1), (Reason::SupersededPacked, 5)]));
         assert_eq!(Findings::default().to_string(), "");

@@ -662,6 +662,24 @@ mod tests {
         assert!(open(folder.path()).findings.list.is_empty());
     }
 
+    #[test]
+    fn damaged_meta_never_panics() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sample = Sample::new(folder.path());
+        sample.extend();
+        sample.write();
+        let good = sample.meta.to_bytes();
+        let path = sample.meta_path();
+        for at in 0..good.len() {
+            fs::write(&path, &good[..at]).unwrap();
+            assert!(!open(folder.path()).findings.is_clean(), "cut at {at}");
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&path, bad).unwrap();
+            open(folder.path()).scan();
+        }
+    }
+
     #[cfg(unix)]
     #[test]
     fn linked_files_are_read_and_linked_folders_are_not_followed() {

@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_header_byte_is_read_without_panic() {
+    fn damaged_file_never_panics() {
         let metadata = json!({"run": "r", "entries": "[[0, 2, \"prefill\"], [2, 1, \"decode\"]]"});
         let tensors: [(&str, &str, usize, &[usize]); 3] = [
             ("layers.0.key", "F16", 2, &[3, 2, 4]),
@@ -590,13 +590,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r.safetensors");
         for at in 0..good.len() {
-            for bit in [0, 2, 4, 7] {
-                let mut bad = good.clone();
-                bad[at] ^= 1 << bit;
-                fs::write(&path, &bad).unwrap();
-                if let Ok(dump) = Dump::open(&path, &Selection::default()) {
-                    dump.scan();
-                }
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&path, &bad).unwrap();
+            if let Ok(dump) = Dump::open(&path, &Selection::default()) {
+                dump.scan();
             }
             fs::write(&path, &good[..at]).unwrap();
             assert!(!open(&path).findings.is_clean(), "cut at {at}");
