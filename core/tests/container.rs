@@ -21,7 +21,7 @@ fn tensors_come_back_from_the_bytes_alone() {
 fn ledger_rows_sum_to_the_file_size_and_agree_between_writer_and_reader() {
     for json in [RUNS, CHAIN, LEARNED] {
         let (bytes, _, written) = sample(&mut pipeline(json));
-        let container = Container::open(&bytes, &Limits::default()).unwrap();
+        let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
         assert_eq!(&written, container.ledger(), "{json}");
         assert_eq!(written.total(), bytes.len() as u64, "{json}");
     }
@@ -31,7 +31,7 @@ fn ledger_rows_sum_to_the_file_size_and_agree_between_writer_and_reader() {
 fn artifact_is_stored_once_and_counted() {
     let (bytes, _, ledger) = sample(&mut pipeline(LEARNED));
     assert!(ledger.sum(|account| account.section == Section::Artifact) > 1);
-    let container = Container::open(&bytes, &Limits::default()).unwrap();
+    let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
     let built = container.pipeline(&registry()).unwrap();
     assert_eq!(built.artifacts().count(), 1);
 }
@@ -55,7 +55,7 @@ fn no_chunk_grows_by_more_than_its_header() {
 #[test]
 fn run_facts_and_entries_come_back() {
     let (bytes, ..) = sample(&mut pipeline(RUNS));
-    let container = Container::open(&bytes, &Limits::default()).unwrap();
+    let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
     let sequence = container.sequences().next().unwrap();
     let run = container.run(sequence.info.run).unwrap();
     assert_eq!((run.name.as_str(), run.rope.as_ref().unwrap().rotary_dim), ("demo", common::DIM));
@@ -74,7 +74,7 @@ fn same_input_gives_the_same_bytes() {
 #[test]
 fn missing_plugin_is_named() {
     let (bytes, ..) = sample(&mut pipeline(RUNS));
-    let container = Container::open(&bytes, &Limits::default()).unwrap();
+    let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
     let error = container.pipeline(&gearbox_core::Registry::empty()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownPlugin);
     assert!(error.to_string().contains("`runs`"), "{error}");
@@ -90,7 +90,7 @@ fn container_of_a_newer_plugin_is_refused() {
     let header = u32::from_le_bytes(changed[12..16].try_into().unwrap()) as usize + 16;
     let checksum = crc32c::crc32c(&changed[..header]);
     changed[header..header + 4].copy_from_slice(&checksum.to_le_bytes());
-    let container = Container::open(&changed, &Limits::default()).unwrap();
+    let container = Container::open(changed.as_slice(), &Limits::default()).unwrap();
     let error = container.pipeline(&registry()).unwrap_err();
     assert_eq!(error.to_string(), "written by `runs` format version 3, this program has version 2");
 }

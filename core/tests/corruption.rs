@@ -38,9 +38,9 @@ fn every_truncation_is_an_error() {
 #[test]
 fn damaged_payload_names_run_layer_role_chunk_and_lane() {
     let (bytes, ..) = sample(&mut pipeline(RUNS));
-    let container = Container::open(&bytes, &Limits::default()).unwrap();
+    let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
     let sequence = container.sequences().last().unwrap();
-    let record = sequence.chunks[2].offset;
+    let record = sequence.chunks[2].offset as usize;
     // The payload ends where the next record, a digest, begins.
     let next = bytes[record..].windows(3).position(|three| three == [b'D', 17, 0]).unwrap();
     let mut damaged = bytes.clone();
@@ -57,14 +57,14 @@ fn damaged_payload_names_run_layer_role_chunk_and_lane() {
 #[test]
 fn file_without_its_end_is_walked_and_whole_chunks_come_back() {
     let (bytes, tensors, _) = sample(&mut pipeline(RUNS));
-    let whole = Container::open(&bytes, &Limits::default()).unwrap();
-    let last = whole.sequences().last().unwrap().chunks[1].offset;
+    let whole = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
+    let last = whole.sequences().last().unwrap().chunks[1].offset as usize;
     let cut = &bytes[..last + 4];
     let error = Container::open(cut, &Limits::default()).unwrap_err();
     assert_eq!(error.to_string(), "the end of the file is missing: it was cut off or its writer was interrupted");
     let (container, damage) = Container::recover(cut, &Limits::default()).unwrap();
     assert_eq!(damage.len(), 2, "the cut record and the missing end: {damage:?}");
-    assert_eq!(damage[0].range, last..cut.len());
+    assert_eq!(damage[0].range, last as u64..cut.len() as u64);
     let sequences: Vec<_> = container.sequences().collect();
     assert_eq!(sequences.len(), 4);
     assert_eq!((sequences[0].missing, sequences[3].missing), (0, 3));
@@ -79,14 +79,14 @@ fn file_without_its_end_is_walked_and_whole_chunks_come_back() {
 #[test]
 fn damage_in_the_middle_is_located_and_the_rest_is_found_again() {
     let (bytes, ..) = sample(&mut pipeline(RUNS));
-    let whole = Container::open(&bytes, &Limits::default()).unwrap();
+    let whole = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
     let sequence = whole.sequences().next().unwrap();
-    let (first, second) = (sequence.chunks[0].offset, sequence.chunks[1].offset);
+    let (first, second) = (sequence.chunks[0].offset as usize, sequence.chunks[1].offset as usize);
     let mut damaged = bytes.clone();
     damaged[first + 2] ^= 0xFF;
-    let (container, damage) = Container::recover(&damaged, &Limits::default()).unwrap();
+    let (container, damage) = Container::recover(damaged.as_slice(), &Limits::default()).unwrap();
     assert_eq!(damage.len(), 1, "{damage:?}");
-    assert!(damage[0].range.start == first && damage[0].range.end <= second, "{damage:?}");
+    assert!(damage[0].range.start == first as u64 && damage[0].range.end <= second as u64, "{damage:?}");
     assert_eq!(container.sequences().next().unwrap().missing, 5);
 }
 
@@ -94,7 +94,7 @@ fn damage_in_the_middle_is_located_and_the_rest_is_found_again() {
 fn sizes_beyond_the_limits_are_refused_before_allocation() {
     let (bytes, ..) = sample(&mut pipeline(CHAIN));
     let tight = Limits { lane: 16, ..Limits::default() };
-    let error = Container::open(&bytes, &tight).unwrap_err();
+    let error = Container::open(bytes.as_slice(), &tight).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
-    assert!(Container::open(&bytes, &Limits { header: 8, ..Limits::default() }).is_err());
+    assert!(Container::open(bytes.as_slice(), &Limits { header: 8, ..Limits::default() }).is_err());
 }

@@ -4,12 +4,14 @@
 //! walked by [`Container::recover`], which says where the damage lies.
 
 mod reader;
+mod source;
 mod wire;
 mod writer;
 
 use serde::{Deserialize, Serialize};
 
 pub use reader::{Container, Damage, StoredChunk, StoredSequence};
+pub use source::ReadAt;
 pub use writer::{ContainerWriter, RunId, SequenceId};
 
 use crate::{DType, PipelineSpec, PluginUse, Role, Rope, Shape, Span, Stage};
@@ -22,7 +24,7 @@ pub const END_MAGIC: [u8; 8] = *b"GBXEND\r\n";
 pub const VERSION: (u16, u16) = (1, 0);
 
 /// Bytes behind the index: its offset, a checksum of the offset and [`END_MAGIC`].
-const TRAILER: usize = 8 + 4 + 8;
+const TRAILER: u64 = 8 + 4 + 8;
 
 /// Tags of the records.
 mod tag {

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::wire::Cursor;
-use super::{END_MAGIC, EntryInfo, Header, MAGIC, RunId, RunInfo, SequenceInfo, TRAILER, VERSION, tag};
+use super::{END_MAGIC, EntryInfo, Header, MAGIC, ReadAt, RunId, RunInfo, SequenceInfo, TRAILER, VERSION, tag};
 use crate::coder::checked_bytes;
 use crate::ledger::{Account, Ledger, Section};
 use crate::{
-    Artifact, ChunkMut, Context, DType, Elem, Error, ErrorKind, LaneCoding, LaneSpec, Limits, Pipeline, Registry,
+    Artifact, ChunkMut, Context, DType, Elem, Error, ErrorKind, LaneCoding, LaneSpec, Limits, Pipeline, Pool, Registry,
     Result, ResultExt, Role, Shape, Span, Stage, StoredLane,
 };
 
@@ -19,7 +19,7 @@ pub struct StoredChunk {
     /// Number of tokens.
     pub seq: usize,
     /// Offset of its record in the file.
-    pub offset: usize,
+    pub offset: u64,
 }
 
 /// A sequence of a container with its chunks in order.
@@ -39,7 +39,7 @@ pub struct StoredSequence {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// Bytes of the file that could not be read.
-    pub range: Range<usize>,
+    pub range: Range<u64>,
     /// What is wrong there.
     pub message: String,
 }
@@ -54,8 +54,9 @@ struct LaneHead {
 
 /// A container that was opened: everything but the payloads is read and checked.
 #[derive(Debug)]
-pub struct Container<'a> {
-    bytes: &'a [u8],
+pub struct Container<S> {
+    source: S,
+    size: u64,
     limits: Limits,
     header: Header,
     runs: Vec<Option<RunInfo>>,
@@ -63,41 +64,53 @@ pub struct Container<'a> {
     lanes: Vec<Option<(String, Elem)>>,
     artifacts: Vec<(usize, Artifact)>,
     ledger: Ledger,
+    /// Payloads that are being decoded.
+    payloads: Pool<Vec<u8>>,
 }
 
-impl<'a> Container<'a> {
+impl<S: ReadAt> Container<S> {
     /// Opens a complete container.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] or [`ErrorKind::LimitExceeded`], naming the record, if anything but a payload is damaged;
     /// [`ErrorKind::Unsupported`] if a newer version wrote it.
-    pub fn open(bytes: &'a [u8], limits: &Limits) -> Result<Self> {
-        let (mut container, start) = Self::read_header(bytes, limits)?;
-        let index_offset = read_trailer(bytes, start)?;
+    pub fn open(source: S, limits: &Limits) -> Result<Self> {
+        let (mut container, start) = Self::read_header(source, limits)?;
+        let index_offset = container.read_trailer(start)?;
         let index = container.index(index_offset)?;
         let mut offset = start;
-        let mut cursor = Cursor::new(index);
+        let mut cursor = Cursor::new(&index);
         while cursor.remaining() > 0 {
-            let place = |offset| format!("record at byte {offset}");
-            let tag = cursor.u8().context(|| "index".into())?;
-            let len = cursor.varint_max(index_offset - offset, "record length").context(|| "index".into())?;
-            let record = Record::read(&bytes[offset..offset + len], limits).context(|| place(offset))?;
-            if record.tag != tag || record.len != len {
+            let read = || {
+                let tag = cursor.u8()?;
+                let len = cursor.varint()?;
+                let end = offset.checked_add(len).filter(|end| *end <= index_offset);
+                let end = end.ok_or_else(|| {
+                    Error::corrupt(format!("the index names a record of {len} bytes at byte {offset}"))
+                })?;
+                Ok((tag, end))
+            };
+            let (tag, end) = { read }().context(|| "index".into())?;
+            let place = || format!("record at byte {offset}");
+            let record = container.record(offset, end).context(place)?;
+            if record.tag != tag || record.end() != end {
                 return Err(Error::corrupt(format!(
-                    "index names a record `{}` of {len} bytes, got `{}` of {}",
+                    "the index names a record `{}` that ends at byte {end}, got `{}` that ends at byte {}",
                     char::from(tag),
                     char::from(record.tag),
-                    record.len
+                    record.end()
                 ))
-                .context(place(offset)));
+                .context(place()));
             }
-            container.add(&record, offset).context(|| place(offset))?;
-            offset += len;
+            container.add(&record).context(place)?;
+            offset = end;
         }
         if offset != index_offset {
-            return Err(Error::corrupt(format!("index covers the file up to byte {offset}, expected {index_offset}")));
+            return Err(Error::corrupt(format!(
+                "the index covers the file up to byte {offset}, expected {index_offset}"
+            )));
         }
-        container.ledger.add(Section::Index, bytes.len() - index_offset);
+        container.ledger.add(Section::Index, (container.size - index_offset) as usize);
         container.check_complete()?;
         Ok(container)
     }
@@ -106,34 +119,31 @@ impl<'a> Container<'a> {
     ///
     /// # Errors
     /// As [`Container::open`] if the header itself is damaged: without the pipeline nothing can be decoded.
-    pub fn recover(bytes: &'a [u8], limits: &Limits) -> Result<(Self, Vec<Damage>)> {
-        let (mut container, start) = Self::read_header(bytes, limits)?;
+    pub fn recover(source: S, limits: &Limits) -> Result<(Self, Vec<Damage>)> {
+        let (mut container, start) = Self::read_header(source, limits)?;
         let mut damage: Vec<Damage> = Vec::new();
         let mut offset = start;
-        let end = match read_trailer(bytes, start) {
-            Ok(_) => bytes.len() - TRAILER,
+        let end = match container.read_trailer(start) {
+            Ok(_) => container.size - TRAILER,
             Err(error) => {
-                damage.push(Damage { range: bytes.len()..bytes.len(), message: error.to_string() });
-                bytes.len()
+                damage.push(Damage { range: container.size..container.size, message: error.to_string() });
+                container.size
             }
         };
         while offset < end {
-            let read = Record::read(&bytes[offset..end], limits)
-                .and_then(|record| record.check_payload().map(|()| record))
-                .and_then(|record| {
-                    if record.tag == tag::INDEX { Ok(record) } else { container.add(&record, offset).map(|()| record) }
-                });
-            match read {
-                Ok(record) => {
-                    if record.tag == tag::INDEX {
-                        container.ledger.add(Section::Index, record.len);
-                    }
-                    offset += record.len;
+            let read = container.record(offset, end).and_then(|record| {
+                if record.tag == tag::INDEX {
+                    container.payload(&record)?;
+                    container.ledger.add(Section::Index, record.len());
+                } else {
+                    container.add(&record)?;
                 }
+                Ok(record.end())
+            });
+            match read {
+                Ok(next) => offset = next,
                 Err(error) => {
-                    let next = (offset + 1..end)
-                        .find(|at| tag::ALL.contains(&bytes[*at]) && Record::read(&bytes[*at..end], limits).is_ok())
-                        .unwrap_or(end);
+                    let next = container.next_record(offset + 1, end)?;
                     damage.push(Damage { range: offset..next, message: error.to_string() });
                     offset = next;
                 }
@@ -143,13 +153,43 @@ impl<'a> Container<'a> {
         Ok((container, damage))
     }
 
-    fn read_header(bytes: &'a [u8], limits: &Limits) -> Result<(Self, usize)> {
-        let mut cursor = Cursor::new(bytes);
-        let magic = cursor.take(MAGIC.len()).context(|| "file header".into())?;
-        if magic != MAGIC {
+    /// The first byte at which a whole record begins, or `end`.
+    fn next_record(&self, mut from: u64, end: u64) -> Result<u64> {
+        let mut window = vec![0; 1 << 16];
+        while from < end {
+            let len = window.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
+            self.source.read_at(from, &mut window[..len])?;
+            let tags = window[..len].iter().enumerate().filter(|(_, byte)| tag::ALL.contains(byte));
+            if let Some((at, _)) = tags.into_iter().find(|(at, _)| self.record(from + *at as u64, end).is_ok()) {
+                return Ok(from + at as u64);
+            }
+            from += len as u64;
+        }
+        Ok(end)
+    }
+
+    fn record(&self, offset: u64, end: u64) -> Result<Record> {
+        Record::read(&self.source, offset, end, &self.limits)
+    }
+
+    /// The payload of a record that has one checksum for all of it.
+    fn payload(&self, record: &Record) -> Result<Vec<u8>> {
+        let mut payload = vec![0; record.payload_len];
+        self.source.read_at(record.payload_offset(), &mut payload)?;
+        record.checksum.map_or(Ok(()), |checksum| check_crc(&payload, checksum))?;
+        Ok(payload)
+    }
+
+    fn read_header(source: S, limits: &Limits) -> Result<(Self, u64)> {
+        let size = source.size()?;
+        let fixed = 16.min(usize::try_from(size).unwrap_or(usize::MAX));
+        let mut bytes = vec![0; fixed];
+        source.read_at(0, &mut bytes)?;
+        if bytes.get(..MAGIC.len()).is_none_or(|magic| magic != MAGIC) {
             return Err(Error::corrupt("not a Gearbox container: the first 8 bytes differ"));
         }
-        let read = |cursor: &mut Cursor<'a>| {
+        let mut read = || {
+            let mut cursor = Cursor::new(&bytes[MAGIC.len()..]);
             let version = (cursor.u16()?, cursor.u16()?);
             if version.0 != VERSION.0 {
                 return Err(Error::unsupported(format!(
@@ -161,17 +201,21 @@ impl<'a> Container<'a> {
             if len > limits.header {
                 return Err(Error::limit(format!("header of {len} bytes, the limit is {}", limits.header)));
             }
-            let json = cursor.take(len)?;
-            let checked = cursor.pos();
-            let checksum = cursor.u32()?;
-            check_crc(&bytes[..checked], checksum)?;
-            serde_json::from_slice(json).map_err(|error| Error::corrupt(format!("header JSON: {error}")))
+            if (fixed + len + 4) as u64 > size {
+                return Err(Error::corrupt(format!("expected {} bytes, the file has {size}", fixed + len + 4)));
+            }
+            bytes.resize(fixed + len + 4, 0);
+            source.read_at(fixed as u64, &mut bytes[fixed..])?;
+            let (checked, checksum) = bytes.split_at(fixed + len);
+            check_crc(checked, Cursor::new(checksum).u32()?)?;
+            serde_json::from_slice(&checked[fixed..]).map_err(|error| Error::corrupt(format!("header JSON: {error}")))
         };
-        let header = read(&mut cursor).context(|| "file header".into())?;
+        let header = read().context(|| "file header".into())?;
         let mut ledger = Ledger::default();
-        ledger.add(Section::FileHeader, cursor.pos());
+        ledger.add(Section::FileHeader, bytes.len());
         let container = Self {
-            bytes,
+            source,
+            size,
             limits: *limits,
             header,
             runs: Vec::new(),
@@ -179,32 +223,51 @@ impl<'a> Container<'a> {
             lanes: Vec::new(),
             artifacts: Vec::new(),
             ledger,
+            payloads: Pool::default(),
         };
-        Ok((container, cursor.pos()))
+        Ok((container, bytes.len() as u64))
+    }
+
+    /// Offset of the index record.
+    fn read_trailer(&self, start: u64) -> Result<u64> {
+        let cut = || Error::corrupt("the end of the file is missing: it was cut off or its writer was interrupted");
+        let at = self.size.checked_sub(TRAILER).filter(|at| *at >= start).ok_or_else(cut)?;
+        let mut bytes = [0; TRAILER as usize];
+        self.source.read_at(at, &mut bytes)?;
+        let mut cursor = Cursor::new(&bytes);
+        let offset = cursor.u64()?;
+        let checksum = cursor.u32()?;
+        if cursor.take(END_MAGIC.len())? != END_MAGIC {
+            return Err(cut());
+        }
+        check_crc(&bytes[..8], checksum).context(|| "trailer".into())?;
+        if (start..=at).contains(&offset) {
+            return Ok(offset);
+        }
+        Err(Error::corrupt(format!("the trailer points to byte {offset}, expected {start} to {at}")))
     }
 
     /// The payload of the index record.
-    fn index(&self, offset: usize) -> Result<&'a [u8]> {
-        let end = self.bytes.len() - TRAILER;
+    fn index(&self, offset: u64) -> Result<Vec<u8>> {
+        let end = self.size - TRAILER;
         let read = || {
-            let record = Record::read(&self.bytes[offset..end], &self.limits)?;
-            if record.tag != tag::INDEX || record.len != end - offset {
+            let record = self.record(offset, end)?;
+            if record.tag != tag::INDEX || record.end() != end {
                 return Err(Error::corrupt("the trailer does not point to an index that ends where it begins"));
             }
-            record.check_payload()?;
-            Ok(record.payload)
+            self.payload(&record)
         };
         read().context(|| "index".into())
     }
 
-    fn add(&mut self, record: &Record<'a>, offset: usize) -> Result<()> {
-        let mut head = Cursor::new(record.head);
+    fn add(&mut self, record: &Record) -> Result<()> {
+        let mut head = Cursor::new(&record.head);
         match record.tag {
             tag::RUN => {
-                record.check_payload()?;
-                let (id, run) = read_run(&mut head, record.payload, &self.limits).context(|| "run".into())?;
+                let payload = self.payload(record)?;
+                let (id, run) = read_run(&mut head, &payload, &self.limits).context(|| "run".into())?;
                 put_at(&mut self.runs, id, run, "run")?;
-                self.ledger.add(Section::Run, record.len);
+                self.ledger.add(Section::Run, record.len());
             }
             tag::SEQUENCE => {
                 let (id, info) = read_sequence(&mut head, &self.limits).context(|| "sequence".into())?;
@@ -214,7 +277,7 @@ impl<'a> Container<'a> {
                         info.run.0
                     )));
                 }
-                self.ledger.add_to(super::writer::account(Section::Sequence, &info), record.len);
+                self.ledger.add_to(super::writer::account(Section::Sequence, &info), record.len());
                 let missing = info.seq();
                 put_at(
                     &mut self.sequences,
@@ -230,15 +293,15 @@ impl<'a> Container<'a> {
                 head.end()?;
                 let id = id.checked_sub(1).ok_or_else(|| Error::corrupt("lane number 0 is the tensor itself"))?;
                 put_at(&mut self.lanes, id, (name, elem), "lane")?;
-                self.ledger.add(Section::LaneTable, record.len);
+                self.ledger.add(Section::LaneTable, record.len());
             }
             tag::ARTIFACT => {
                 let slot = head.varint_max(usize::from(u16::MAX), "codec number")?;
-                record.check_payload()?;
-                self.artifacts.push((slot, Artifact(record.payload.to_vec())));
-                self.ledger.add(Section::Artifact, record.len);
+                let payload = self.payload(record)?;
+                self.artifacts.push((slot, Artifact(payload)));
+                self.ledger.add(Section::Artifact, record.len());
             }
-            tag::CHUNK => self.add_chunk(record, offset)?,
+            tag::CHUNK => self.add_chunk(record)?,
             tag::DIGEST => {
                 let id = head.varint_max(usize::MAX, "sequence number")?;
                 let digest = head.u128()?;
@@ -246,16 +309,16 @@ impl<'a> Container<'a> {
                 let sequence = self.sequence_mut(id)?;
                 sequence.digest = Some(digest);
                 let account = super::writer::account(Section::Sequence, &sequence.info);
-                self.ledger.add_to(account, record.len);
+                self.ledger.add_to(account, record.len());
             }
             other => return Err(Error::corrupt(format!("unexpected record `{}`", char::from(other).escape_default()))),
         }
         Ok(())
     }
 
-    fn add_chunk(&mut self, record: &Record<'a>, offset: usize) -> Result<()> {
-        let mut head = Cursor::new(record.head);
-        let (id, chunk) = read_chunk(&mut head, offset)?;
+    fn add_chunk(&mut self, record: &Record) -> Result<()> {
+        let mut head = Cursor::new(&record.head);
+        let (id, chunk) = read_chunk(&mut head, record.offset)?;
         let fixed = head.pos();
         let sequence = self
             .sequences
@@ -276,7 +339,7 @@ impl<'a> Container<'a> {
         let account = |section, lane| Account { section, layer, role, lane };
         let lanes_len = record.head.len() - fixed;
         self.ledger.add_to(account(Section::LaneHeader, None), lanes_len);
-        self.ledger.add_to(account(Section::ChunkHeader, None), record.len - record.payload.len() - lanes_len);
+        self.ledger.add_to(account(Section::ChunkHeader, None), record.len() - record.payload_len - lanes_len);
         for lane in lanes {
             self.ledger.add_to(account(Section::Payload, Some(lane.spec.name.into_owned())), lane.range.len());
         }
@@ -347,7 +410,7 @@ impl<'a> Container<'a> {
 
     /// Bytes of the file.
     pub fn file_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.size
     }
 
     /// A run by number.
@@ -402,61 +465,89 @@ impl<'a> Container<'a> {
         out: ChunkMut<'_>,
     ) -> Result<()> {
         let info = &sequence.info;
-        let decode = || {
-            let chunk = sequence
-                .chunks
-                .get(number)
-                .ok_or_else(|| Error::shape(format!("there are {} chunks", sequence.chunks.len())))?;
-            let record = Record::read(self.bytes.get(chunk.offset..).unwrap_or_default(), &self.limits)?;
-            let mut head = Cursor::new(record.head);
+        let decode = |payload: &mut Vec<u8>| {
+            let chunk = sequence.chunks.get(number);
+            let chunk = chunk.ok_or_else(|| Error::shape(format!("there are {} chunks", sequence.chunks.len())))?;
+            let record = self.record(chunk.offset, self.size)?;
+            let mut head = Cursor::new(&record.head);
             read_chunk(&mut head, chunk.offset)?;
             let heads = self.read_lanes(&mut head, info, chunk.seq)?;
+            payload.resize(record.payload_len, 0);
+            self.source.read_at(record.payload_offset(), payload)?;
             for lane in &heads {
-                check_crc(&record.payload[lane.range.clone()], lane.checksum).context(|| lane.spec.to_string())?;
+                check_crc(&payload[lane.range.clone()], lane.checksum).context(|| lane.spec.to_string())?;
             }
             let lanes = heads.iter().map(|lane| StoredLane {
                 spec: &lane.spec,
                 coding: lane.coding,
-                bytes: &record.payload[lane.range.clone()],
+                bytes: &payload[lane.range.clone()],
             });
             pipeline.coder(info.layer, info.role)?.decode(lanes, cx, &self.limits, out)
         };
-        decode().context(|| {
+        self.payloads.with(Vec::new, decode).context(|| {
             let run = self.run(info.run).map_or("?", |run| run.name.as_str());
             format!("run `{run}`, layer {}, {}, chunk {number}", info.layer, info.role)
         })
     }
 }
 
-/// A record whose head is whole.
-struct Record<'a> {
+/// A record whose head is whole, and whose payload lies within the file.
+struct Record {
     tag: u8,
-    head: &'a [u8],
-    payload: &'a [u8],
-    /// Bytes in all.
-    len: usize,
+    head: Vec<u8>,
+    offset: u64,
+    /// Bytes before the payload.
+    head_len: usize,
+    payload_len: usize,
     /// Checksum of the payload as a whole, for records that have one.
     checksum: Option<u32>,
 }
 
-impl<'a> Record<'a> {
-    fn read(bytes: &'a [u8], limits: &Limits) -> Result<Self> {
-        let mut cursor = Cursor::new(bytes);
+impl Record {
+    /// Reads the head of the record at `offset`, which must end at or before `end`.
+    fn read(source: &impl ReadAt, offset: u64, end: u64, limits: &Limits) -> Result<Self> {
+        // Most heads are shorter than this.
+        const FIRST: usize = 256;
+        let left = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; FIRST.min(left)];
+        source.read_at(offset, &mut bytes)?;
+        let mut cursor = Cursor::new(&bytes);
         let tag = cursor.u8()?;
         if !tag::ALL.contains(&tag) {
             return Err(Error::corrupt(format!("`{}` is not the tag of a record", char::from(tag).escape_default())));
         }
-        let head_len = cursor.varint_max(limits.record_head, "length of a record head")?;
-        let head = cursor.take(head_len)?;
-        let checked = cursor.pos();
-        check_crc(&bytes[..checked], cursor.u32()?).context(|| "record head".into())?;
-        let (payload_len, checksum) = payload_len(tag, head, limits)?;
-        let payload = cursor.take(payload_len)?;
-        Ok(Self { tag, head, payload, len: cursor.pos(), checksum })
+        let len = cursor.varint_max(limits.record_head, "length of a record head")?;
+        let start = cursor.pos();
+        let head_len = start + len + 4;
+        if head_len > left {
+            return Err(Error::corrupt(format!("expected {head_len} more bytes, {left} are left")));
+        }
+        if head_len > bytes.len() {
+            let first = bytes.len();
+            bytes.resize(head_len, 0);
+            source.read_at(offset + first as u64, &mut bytes[first..])?;
+        }
+        let checksum = Cursor::new(&bytes[start + len..]).u32()?;
+        check_crc(&bytes[..start + len], checksum).context(|| "record head".into())?;
+        bytes.truncate(start + len);
+        bytes.drain(..start);
+        let (payload_len, checksum) = payload_len(tag, &bytes, limits)?;
+        if payload_len > left - head_len {
+            return Err(Error::corrupt(format!("expected {payload_len} more bytes, {} are left", left - head_len)));
+        }
+        Ok(Self { tag, head: bytes, offset, head_len, payload_len, checksum })
     }
 
-    fn check_payload(&self) -> Result<()> {
-        self.checksum.map_or(Ok(()), |checksum| check_crc(self.payload, checksum))
+    fn len(&self) -> usize {
+        self.head_len + self.payload_len
+    }
+
+    fn end(&self) -> u64 {
+        self.offset + self.len() as u64
+    }
+
+    fn payload_offset(&self) -> u64 {
+        self.offset + self.head_len as u64
     }
 }
 
@@ -507,23 +598,6 @@ fn check_crc(bytes: &[u8], expected: u32) -> Result<()> {
         return Ok(());
     }
     Err(Error::corrupt(format!("checksum differs: expected {expected:08x}, got {got:08x}")))
-}
-
-/// Offset of the index record.
-fn read_trailer(bytes: &[u8], start: usize) -> Result<usize> {
-    let cut = || Error::corrupt("the end of the file is missing: it was cut off or its writer was interrupted");
-    let at = bytes.len().checked_sub(TRAILER).filter(|at| *at >= start).ok_or_else(cut)?;
-    let mut cursor = Cursor::new(&bytes[at..]);
-    let offset = cursor.u64()?;
-    let checksum = cursor.u32()?;
-    if cursor.take(END_MAGIC.len())? != END_MAGIC {
-        return Err(cut());
-    }
-    check_crc(&bytes[at..at + 8], checksum).context(|| "trailer".into())?;
-    match usize::try_from(offset) {
-        Ok(offset) if offset >= start && offset <= at => Ok(offset),
-        _ => Err(Error::corrupt(format!("the trailer points to byte {offset}, expected {start} to {at}"))),
-    }
 }
 
 /// Puts a numbered record in place; numbers are given out in order, so a gap can only be as long as what was lost.
@@ -608,7 +682,7 @@ fn read_sequence(head: &mut Cursor<'_>, limits: &Limits) -> Result<(usize, Seque
     Ok((id, SequenceInfo { run, layer, role, dtype, heads, dim, entries }))
 }
 
-fn read_chunk(head: &mut Cursor<'_>, offset: usize) -> Result<(usize, StoredChunk)> {
+fn read_chunk(head: &mut Cursor<'_>, offset: u64) -> Result<(usize, StoredChunk)> {
     let id = head.varint_max(usize::MAX, "sequence number")?;
     let first_token = head.varint()?;
     let seq = head.varint_max(usize::MAX, "tokens of a chunk")?;
