@@ -1,8 +1,9 @@
 //! Comparison of decoded tensors with the dump they come from.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use gearbox_core::container::{Container, StoredSequence};
+use gearbox_core::container::{Container, ReadAt, StoredSequence};
 use gearbox_core::{Error, Pipeline, Result, Role};
 use indicatif::ProgressBar;
 
@@ -24,8 +25,8 @@ pub struct Compared {
 ///
 /// # Errors
 /// [`ErrorKind::Mismatch`](gearbox_core::ErrorKind::Mismatch) if the container holds other runs, layers, entries or shapes than the dump.
-pub fn with_dump(
-    container: &Container<'_>,
+pub fn with_dump<S: ReadAt>(
+    container: &Container<S>,
     pipeline: &Pipeline,
     dump: &Dump,
     progress: &ProgressBar,
@@ -44,14 +45,15 @@ pub fn with_dump(
     if sequences.len() != 2 * layers.len() {
         return Err(Error::mismatch(format!("expected {} sequences, got {}", 2 * layers.len(), sequences.len())));
     }
-    let (mut values, mut changed_values) = (0, 0);
-    let decoded = engine::decode(container, pipeline, progress, |idx, chunk, decoded| {
-        let size = sequences[idx].info.dtype.size();
-        values += (decoded.len() / size) as u64;
-        changed_values += originals[idx].count_changed(chunk, decoded)?;
+    let (values, changed_values) = (AtomicU64::new(0), AtomicU64::new(0));
+    let count = |idx: usize, chunk, decoded: &[u8]| {
+        let elements = decoded.len() / sequences[idx].info.dtype.size();
+        values.fetch_add(elements as u64, Ordering::Relaxed);
+        changed_values.fetch_add(originals[idx].count_changed(chunk, decoded)?, Ordering::Relaxed);
         Ok(())
-    })?;
-    Ok(Compared { decoded, values, changed_values })
+    };
+    let decoded = engine::decode(container, pipeline, progress, count, |_, _, _| Ok(()))?;
+    Ok(Compared { decoded, values: values.into_inner(), changed_values: changed_values.into_inner() })
 }
 
 /// The tensors of a sequence in the dump.
@@ -65,8 +67,8 @@ struct Original<'a> {
 }
 
 impl<'a> Original<'a> {
-    fn new(
-        container: &Container<'_>,
+    fn new<S: ReadAt>(
+        container: &Container<S>,
         sequence: &StoredSequence,
         layers: &BTreeMap<(&str, u32), &'a Layer>,
     ) -> Result<Self> {

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use gearbox_core::container::{
-    Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo, StoredSequence,
+    Container, ContainerWriter, EntryInfo, ReadAt, RunId, RunInfo, SequenceId, SequenceInfo, StoredSequence,
 };
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{
@@ -23,7 +23,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::dump::{Dump, Entry, Layer, Mapped, Run};
 
 /// Bytes of tensors that are in flight at a time, unless two chunks alone are larger.
-const BATCH_BYTES: usize = 32 << 20;
+const BATCH_BYTES: usize = 16 << 20;
+/// Chunks up to this size are worked on while those before them are handed over; with larger ones that would take too much memory.
+const OVERLAP_BYTES: usize = 64 << 20;
 /// Jobs that are in flight at a time.
 const BATCH_JOBS: usize = 1024;
 
@@ -301,36 +303,50 @@ impl Known {
     }
 }
 
-/// Runs jobs in batches: in parallel within a batch, handing over results in order.
+/// Runs jobs in batches: in parallel within a batch, handing over results in order while the next batch is worked on.
 fn in_batches<J: Sync, T: Send>(
     jobs: &[J],
     bytes: impl Fn(&J) -> usize,
     work: impl Fn(&J) -> T + Sync,
-    mut deliver: impl FnMut(&J, T) -> Result<()>,
+    mut deliver: impl FnMut(&J, T) -> Result<()> + Send,
 ) -> Result<()> {
     let mut start = 0;
+    let mut finished: Vec<(&J, T)> = Vec::new();
     while start < jobs.len() {
         let mut end = start;
         let mut total = 0;
+        let mut largest = 0;
         while end < jobs.len() && end - start < BATCH_JOBS && (end - start < 2 || total < BATCH_BYTES) {
+            largest = largest.max(bytes(&jobs[end]));
             total += bytes(&jobs[end]);
             end += 1;
         }
         let batch = &jobs[start..end];
-        let results: Vec<T> = batch.par_iter().map(&work).collect();
-        for (job, result) in batch.iter().zip(results) {
-            deliver(job, result)?;
+        let mut pass = |finished: Vec<(_, T)>| finished.into_iter().try_for_each(|(job, result)| deliver(job, result));
+        let compute = || batch.par_iter().map(|job| (job, work(job))).collect();
+        if largest <= OVERLAP_BYTES {
+            let (passed, computed) = rayon::join(|| pass(std::mem::take(&mut finished)), compute);
+            passed?;
+            finished = computed;
+        } else {
+            pass(std::mem::take(&mut finished))?;
+            finished = compute();
         }
         start = end;
     }
-    Ok(())
+    finished.into_iter().try_for_each(|(job, result)| deliver(job, result))
 }
 
 /// Encodes a dump into a container.
 ///
 /// # Errors
 /// What [`check`] reports before anything is written; then what files and plugins report, with run, layer, role and tokens.
-pub fn encode<W: Write>(dump: &Dump, pipeline: &mut Pipeline, out: W, progress: &ProgressBar) -> Result<(W, Encoded)> {
+pub fn encode<W: Write + Send>(
+    dump: &Dump,
+    pipeline: &mut Pipeline,
+    out: W,
+    progress: &ProgressBar,
+) -> Result<(W, Encoded)> {
     check(dump, pipeline)?;
     train(dump, pipeline)?;
     let pipeline = &*pipeline;
@@ -434,17 +450,19 @@ fn train(dump: &Dump, pipeline: &mut Pipeline) -> Result<()> {
     failure.into_inner().map_or(Ok(()), Err)
 }
 
-/// Hands decoded chunks to `sink` in stored order, and checks digests.
+/// Decodes all chunks and checks digests.
 ///
-/// Chunks that cannot be decoded are reported as failures; the others still arrive.
+/// Both closures get the number of the sequence, the number of the chunk and the decoded tensor: `visit` in parallel and in any order,
+/// `sink` in stored order. Chunks that cannot be decoded are reported as failures; the others still arrive.
 ///
 /// # Errors
-/// What `sink` reports; damage of the container does not end the walk.
-pub fn decode(
-    container: &Container<'_>,
+/// What the closures report; damage of the container does not end the walk.
+pub fn decode<S: ReadAt>(
+    container: &Container<S>,
     pipeline: &Pipeline,
     progress: &ProgressBar,
-    mut sink: impl FnMut(usize, usize, &[u8]) -> Result<()>,
+    visit: impl Fn(usize, usize, &[u8]) -> Result<()> + Sync,
+    mut sink: impl FnMut(usize, usize, &[u8]) -> Result<()> + Send,
 ) -> Result<Decoded> {
     let sequences: Vec<&StoredSequence> = container.sequences().collect();
     let mut costs: Vec<SequenceCost> = sequences.iter().map(|sequence| cost(container, sequence)).collect();
@@ -468,9 +486,17 @@ pub fn decode(
             let bytes = steps.iter().filter_map(|(role, chunk)| Some(step_bytes(pair[*role as usize]?, *chunk)));
             bytes.fold(0, usize::saturating_add)
         },
-        |(pair, steps)| decode_job(container, pipeline, &sequences, *pair, steps),
+        |(pair, steps)| {
+            let done = decode_job(container, pipeline, &sequences, *pair, steps);
+            for (idx, chunk, result, _) in &done {
+                if let Ok(bytes) = result {
+                    visit(*idx, *chunk, bytes)?;
+                }
+            }
+            Ok(done)
+        },
         |_, steps| {
-            for (idx, chunk, result, ns) in steps {
+            for (idx, chunk, result, ns) in steps? {
                 costs[idx].ns += ns;
                 match result {
                     Ok(bytes) => {
@@ -500,7 +526,7 @@ pub fn decode(
     Ok(Decoded { sequences: costs, failures })
 }
 
-fn cost(container: &Container<'_>, sequence: &StoredSequence) -> SequenceCost {
+fn cost<S: ReadAt>(container: &Container<S>, sequence: &StoredSequence) -> SequenceCost {
     SequenceCost {
         run: container.run(sequence.info.run).map(|run| run.name.clone()).unwrap_or_default(),
         layer: sequence.info.layer,
@@ -526,8 +552,8 @@ fn pairs(sequences: &[&StoredSequence]) -> Vec<Pair> {
 
 type DecodedStep = (usize, usize, Result<Vec<u8>>, u64);
 
-fn decode_job(
-    container: &Container<'_>,
+fn decode_job<S: ReadAt>(
+    container: &Container<S>,
     pipeline: &Pipeline,
     sequences: &[&StoredSequence],
     pair: Pair,
@@ -552,8 +578,8 @@ fn decode_job(
     done
 }
 
-fn decode_step(
-    container: &Container<'_>,
+fn decode_step<S: ReadAt>(
+    container: &Container<S>,
     pipeline: &Pipeline,
     needs: Needs,
     known: &Known,

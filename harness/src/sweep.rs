@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::dump::{Dump, Mapped};
+use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
 use crate::receipt::Receipt;
 use crate::report::{self, Columns};
@@ -213,8 +213,8 @@ impl Row {
         let file = File::create(path).map_err(|error| Error::io(path, &error))?;
         let (mut out, encoded) = engine::encode(dump, pipeline, BufWriter::new(file), &bar)?;
         out.flush().map_err(|error| Error::io(path, &error))?;
-        let bytes = Mapped::file(path)?;
-        let container = Container::open(&bytes, &Limits::default())?;
+        let file = File::open(path).map_err(|error| Error::io(path, &error))?;
+        let container = Container::open(file, &Limits::default())?;
         self.stored_bytes = container.file_bytes();
         check_ledger(&encoded.ledger, container.ledger(), self.stored_bytes)?;
         // Decoding starts from the file alone: the pipeline is built again from its header.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{DumpArgs, SelectArgs};
 use crate::atomic::AtomicFile;
-use crate::dump::{self, ConvertOptions, Dump, Entry, Format, Layer, Layout, Mapped, Run, Tensor};
+use crate::dump::{self, ConvertOptions, Dump, Entry, Format, Layer, Layout, Run, Tensor};
 use crate::report::{self, Columns};
 use crate::status::Status;
 use crate::{compare, engine, pipelines};
@@ -63,6 +63,10 @@ impl EncodeArgs {
     }
 }
 
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| Error::io(path, &error))
+}
+
 /// Decodes a container into a dump.
 #[derive(Debug, Args)]
 pub(super) struct DecodeArgs {
@@ -81,9 +85,9 @@ pub(super) struct DecodeArgs {
 
 impl DecodeArgs {
     pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
-        let bytes = Mapped::file(&self.file)?;
+        let file = open(&self.file)?;
         let place = || format!("`{}`", self.file.display());
-        let container = Container::open(&bytes, &Limits::default()).context(place)?;
+        let container = Container::open(file, &Limits::default()).context(place)?;
         let pipeline = container.pipeline(registry).context(place)?;
         fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, &error))?;
         let spool = tempfile::Builder::new().prefix(".gearbox-").tempdir_in(&self.out);
@@ -116,21 +120,27 @@ fn check_free(dump: &Dump, folder: &Path, format: Format, overwrite: bool) -> Re
 }
 
 /// Decodes every sequence into a file of its own, and describes them as a dump.
-fn decode_to(container: &Container<'_>, pipeline: &Pipeline, folder: &Path) -> Result<Dump> {
+fn decode_to(container: &Container<File>, pipeline: &Pipeline, folder: &Path) -> Result<Dump> {
     let infos: Vec<&SequenceInfo> = container.sequences().map(|sequence| &sequence.info).collect();
     let total = infos.iter().map(|info| info.original_bytes()).sum();
     let bar = report::progress(total, "decoding");
     let path = |idx: usize| folder.join(format!("{idx}.bin"));
     // Chunks arrive layer by layer, so at most a few files are open at a time.
     let mut open: BTreeMap<usize, File> = BTreeMap::new();
-    let decoded = engine::decode(container, pipeline, &bar, |idx, _, bytes| {
-        let failed = |error| Error::io(path(idx), &error);
-        open.retain(|other, _| infos[*other].run == infos[idx].run && infos[*other].layer == infos[idx].layer);
-        if let std::collections::btree_map::Entry::Vacant(slot) = open.entry(idx) {
-            slot.insert(File::options().create(true).append(true).open(path(idx)).map_err(failed)?);
-        }
-        open.get_mut(&idx).map_or(Ok(()), |file| file.write_all(bytes)).map_err(failed)
-    })?;
+    let decoded = engine::decode(
+        container,
+        pipeline,
+        &bar,
+        |_, _, _| Ok(()),
+        |idx, _, bytes| {
+            let failed = |error| Error::io(path(idx), &error);
+            open.retain(|other, _| infos[*other].run == infos[idx].run && infos[*other].layer == infos[idx].layer);
+            if let std::collections::btree_map::Entry::Vacant(slot) = open.entry(idx) {
+                slot.insert(File::options().create(true).append(true).open(path(idx)).map_err(failed)?);
+            }
+            open.get_mut(&idx).map_or(Ok(()), |file| file.write_all(bytes)).map_err(failed)
+        },
+    )?;
     bar.finish_and_clear();
     if let Some(failure) = decoded.failures.into_iter().next() {
         return Err(failure);
@@ -198,13 +208,13 @@ pub(super) struct InspectArgs {
 
 impl InspectArgs {
     pub(super) fn run(self, json: bool) -> Result<Status> {
-        let bytes = Mapped::file(&self.file)?;
+        let file = open(&self.file)?;
         let place = || format!("`{}`", self.file.display());
         let (container, damage) = if self.recover {
-            Container::recover(&bytes, &Limits::default()).context(place)?
+            Container::recover(file, &Limits::default()).context(place)?
         } else {
             let hint = |error: Error| error.context("(`--recover` shows what is left)");
-            (Container::open(&bytes, &Limits::default()).map_err(hint).context(place)?, Vec::new())
+            (Container::open(file, &Limits::default()).map_err(hint).context(place)?, Vec::new())
         };
         if json {
             report::print_json(&inspect_json(&container, &damage))?;
@@ -215,7 +225,7 @@ impl InspectArgs {
     }
 }
 
-fn ledger_rows(container: &Container<'_>) -> BTreeMap<(Section, Option<Role>, Option<String>), u64> {
+fn ledger_rows(container: &Container<File>) -> BTreeMap<(Section, Option<Role>, Option<String>), u64> {
     let mut rows = BTreeMap::new();
     for (account, bytes) in container.ledger().rows() {
         *rows.entry((account.section, account.role, account.lane.clone())).or_default() += bytes;
@@ -223,7 +233,7 @@ fn ledger_rows(container: &Container<'_>) -> BTreeMap<(Section, Option<Role>, Op
     rows
 }
 
-fn inspect_json(container: &Container<'_>, damage: &[Damage]) -> serde_json::Value {
+fn inspect_json(container: &Container<File>, damage: &[Damage]) -> serde_json::Value {
     let header = container.header();
     let sequences: Vec<_> = container
         .sequences()
@@ -255,7 +265,7 @@ fn inspect_json(container: &Container<'_>, damage: &[Damage]) -> serde_json::Val
     })
 }
 
-fn inspect_text(container: &Container<'_>, damage: &[Damage]) -> String {
+fn inspect_text(container: &Container<File>, damage: &[Damage]) -> String {
     let header = container.header();
     let original: u64 = container.sequences().map(|sequence| sequence.info.original_bytes()).sum();
     let plugins: Vec<_> =
@@ -330,9 +340,9 @@ pub(super) struct VerifyArgs {
 
 impl VerifyArgs {
     pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
-        let bytes = Mapped::file(&self.file)?;
+        let file = open(&self.file)?;
         let place = || format!("`{}`", self.file.display());
-        let container = Container::open(&bytes, &Limits::default()).context(place)?;
+        let container = Container::open(file, &Limits::default()).context(place)?;
         let pipeline = container.pipeline(registry).context(place)?;
         let total: u64 = container.sequences().map(|sequence| sequence.info.original_bytes()).sum();
         let chunks: usize = container.sequences().map(|sequence| sequence.chunks.len()).sum();
@@ -340,7 +350,7 @@ impl VerifyArgs {
         let mut status = Status::Pass;
         let mut changed = None;
         let failures = match &self.dump {
-            None => engine::decode(&container, &pipeline, &bar, |_, _, _| Ok(()))?.failures,
+            None => engine::decode(&container, &pipeline, &bar, |_, _, _| Ok(()), |_, _, _| Ok(()))?.failures,
             Some(path) => {
                 let (dump, opened) = self.select.open(path)?;
                 status = opened;

@@ -1,6 +1,7 @@
 //! The one module of the harness that maps files into memory.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Deref;
 use std::path::Path;
 
@@ -39,19 +40,6 @@ impl Deref for Mapped {
     }
 }
 
-impl Mapped {
-    /// Maps a whole file, such as a container.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if the file cannot be opened.
-    pub fn file(path: &Path) -> Result<Self> {
-        match std::fs::metadata(path).map_err(|error| Error::io(path, &error))?.len() {
-            0 => Ok(Self(Bytes::Owned(Vec::new()))),
-            len => map_range(path, 0, len),
-        }
-    }
-}
-
 impl Tensor {
     /// Bytes of the elements, without padding.
     pub fn bytes_len(&self) -> u64 {
@@ -78,6 +66,9 @@ impl Tensor {
     }
 }
 
+/// Tensors up to this size are read instead: for the entry of one token, mapping and page faults cost more than the copy.
+const SMALL: u64 = 16 << 10;
+
 /// Maps `len` bytes from `offset`, at least one.
 #[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
 fn map_range(path: &Path, offset: u64, len: u64) -> Result<Mapped> {
@@ -92,6 +83,12 @@ fn map_range(path: &Path, offset: u64, len: u64) -> Result<Mapped> {
             path.display()
         )));
     };
+    if len <= SMALL {
+        let mut bytes = vec![0; map_len];
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(io)?;
+        return Ok(Mapped(Bytes::Owned(bytes)));
+    }
     // SAFETY: the map is read-only and lies within the file, whose length was checked above. That no process shortens or
     // rewrites a dump while it is read is upheld by the user; our own writers only ever replace files by renaming.
     let map = unsafe { MmapOptions::new().offset(offset).len(map_len).map(&file) }.map_err(io)?;
