@@ -100,10 +100,11 @@ impl<'a> Original<'a> {
         while !decoded.is_empty() {
             let tensor = self.layer.entries[entry].tensor(self.role);
             let (size, row) = (tensor.dtype.size(), tensor.shape.row() * tensor.dtype.size());
-            let original = tensor.map()?;
-            let rest = &original[(token - self.entry_starts[entry]) * row..];
-            let (now, later) = decoded.split_at(decoded.len().min(rest.len()));
-            let expected = &rest[..now.len()];
+            let first = token - self.entry_starts[entry];
+            let tokens = (tensor.shape.seq - first).min(decoded.len() / row.max(1));
+            let original = tensor.map_tokens(first..first + tokens)?;
+            let expected: &[u8] = &original;
+            let (now, later) = decoded.split_at(expected.len());
             if now != expected {
                 let pairs = now.chunks_exact(size).zip(expected.chunks_exact(size));
                 changed += pairs.filter(|(a, b)| a != b).count() as u64;

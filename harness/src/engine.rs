@@ -96,32 +96,25 @@ pub fn check(dump: &Dump, pipeline: &Pipeline) -> Result<()> {
 
 /// The tensor of a planned chunk: one piece of a file, or several pieces joined.
 enum Source {
-    Mapped { bytes: Mapped, start: usize, end: usize },
+    Mapped(Mapped),
     Joined(Vec<u8>),
 }
 
 impl Source {
     fn read(entries: &[Entry], role: Role, plan: &ChunkPlan) -> Result<Self> {
-        let bytes_of = |idx: usize, range: &std::ops::Range<usize>| {
-            let tensor = entries[idx].tensor(role);
-            let row = tensor.shape.row() * tensor.dtype.size();
-            Ok::<_, Error>((tensor.map()?, range.start * row, range.end * row))
-        };
         if let [(idx, range)] = plan.pieces.as_slice() {
-            let (bytes, start, end) = bytes_of(*idx, range)?;
-            return Ok(Self::Mapped { bytes, start, end });
+            return Ok(Self::Mapped(entries[*idx].tensor(role).map_tokens(range.clone())?));
         }
         let mut joined = Vec::new();
         for (idx, range) in &plan.pieces {
-            let (bytes, start, end) = bytes_of(*idx, range)?;
-            joined.extend_from_slice(&bytes[start..end]);
+            joined.extend_from_slice(&entries[*idx].tensor(role).map_tokens(range.clone())?);
         }
         Ok(Self::Joined(joined))
     }
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped { bytes, start, end } => &bytes[*start..*end],
+            Self::Mapped(bytes) => bytes,
             Self::Joined(bytes) => bytes,
         }
     }

@@ -165,11 +165,18 @@ pub struct DumpFacts {
     pub original_bytes: u64,
 }
 
-/// Runs pipelines over a dump; containers are written to `folder`, numbered from `first`.
+/// Runs pipelines over a dump; containers are written to `folder`, numbered from `first`, and removed unless they are to be kept.
 ///
 /// # Errors
 /// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
-pub fn run(dump: &Dump, specs: &[PipelineSpec], registry: &Registry, folder: &Path, first: usize) -> Result<Vec<Row>> {
+pub fn run(
+    dump: &Dump,
+    specs: &[PipelineSpec],
+    registry: &Registry,
+    folder: &Path,
+    first: usize,
+    keep: bool,
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (idx, spec) in specs.iter().enumerate() {
         let mut pipeline = Pipeline::build(spec, registry)?;
@@ -183,6 +190,10 @@ pub fn run(dump: &Dump, specs: &[PipelineSpec], registry: &Registry, folder: &Pa
             };
         }
         rows.push(row);
+        if !keep {
+            // A row that failed early has written none.
+            let _ = std::fs::remove_file(&path);
+        }
     }
     Ok(rows)
 }

@@ -81,7 +81,7 @@ impl SweepArgs {
                 original_bytes: dump.original_bytes(),
             });
             let first = result.rows.len();
-            result.rows.extend(sweep::run(&dump, &specs, registry, folder, first)?);
+            result.rows.extend(sweep::run(&dump, &specs, registry, folder, first, self.keep_containers)?);
         }
         status = status.and(Status::pass_if(result.passed()));
         let text = summary(&result);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use gearbox_core::{Error, Result, Role, Shape};
@@ -52,22 +52,37 @@ impl Tensor {
     /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if the file cannot be opened.
     /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if it became too short since the dump was opened.
     pub fn map(&self) -> Result<Mapped> {
-        let len = self.bytes_len();
+        self.map_tokens(0..self.shape.seq)
+    }
+
+    /// Maps a run of its tokens.
+    ///
+    /// # Errors
+    /// As [`Tensor::map`]; [`ErrorKind::ShapeMismatch`](gearbox_core::ErrorKind::ShapeMismatch) if the range ends behind the last token.
+    pub fn map_tokens(&self, range: Range<usize>) -> Result<Mapped> {
+        let row = self.shape.row() * self.dtype.size();
+        if range.end > self.shape.seq || range.start > range.end {
+            return Err(Error::shape(format!("tokens {range:?} of a tensor of shape {}", self.shape)));
+        }
+        let len = (range.len() * row) as u64;
         if len == 0 {
             return Ok(Mapped::owned(Vec::new()));
         }
         match self.layout {
-            Layout::Logical => map_range(&self.path, self.offset, len),
+            Layout::Logical => map_range(&self.path, self.offset.saturating_add((range.start * row) as u64), len),
             Layout::Packed(packed) => {
                 let file = map_range(&self.path, self.offset, packed.file_bytes(self.shape))?;
-                Ok(Mapped::owned(packed.unpack(self, &file)?))
+                let mut bytes = packed.unpack(self, &file)?;
+                bytes.truncate(range.end * row);
+                bytes.drain(..range.start * row);
+                Ok(Mapped::owned(bytes))
             }
         }
     }
 }
 
-/// Tensors up to this size are read instead: for the entry of one token, mapping and page faults cost more than the copy.
-const SMALL: u64 = 16 << 10;
+/// Pieces up to this size are read instead of mapped: with chunks of 32 KiB, mapping and page faults took more than half of a sweep.
+const SMALL: u64 = 256 << 10;
 
 /// Maps `len` bytes from `offset`, at least one.
 #[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
@@ -87,7 +102,7 @@ fn map_range(path: &Path, offset: u64, len: u64) -> Result<Mapped> {
         let mut bytes = vec![0; map_len];
         let mut file = file;
         file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(io)?;
-        return Ok(Mapped(Bytes::Owned(bytes)));
+        return Ok(Mapped::owned(bytes));
     }
     // SAFETY: the map is read-only and lies within the file, whose length was checked above. That no process shortens or
     // rewrites a dump while it is read is upheld by the user; our own writers only ever replace files by renaming.
