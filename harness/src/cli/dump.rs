@@ -13,12 +13,22 @@ use crate::status::Status;
 /// Shows, checks and converts dumps.
 #[derive(Debug, Subcommand)]
 pub(super) enum DumpCommand {
-    /// Show runs, layers, shapes, what else the dump holds and its digest
-    Info(DumpArgs),
+    /// Show runs, layers, shapes and what else the dump holds
+    Info(InfoArgs),
     /// Check every entry, including its values, and report defects by reason and count
     Check(DumpArgs),
     /// Convert between formats, and from FP32 to FP16 with a report of overflow, NaN and flushed values
     Convert(ConvertArgs),
+}
+
+/// What to show of a dump.
+#[derive(Debug, Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    dump: DumpArgs,
+    /// Also print the digest of names, ranges, shapes and tensors; reads everything
+    #[arg(long)]
+    digest: bool,
 }
 
 /// What to convert, and to what.
@@ -65,20 +75,26 @@ enum Target {
 impl DumpCommand {
     pub(super) fn run(self, json: bool) -> Result<Status> {
         match self {
-            Self::Info(args) => {
-                let (dump, status) = args.open()?;
-                let info = dump.info();
-                if json {
-                    report::print_json(&info)?;
-                } else {
-                    report::print(info.to_string().trim_end())?;
-                }
-                Ok(status)
-            }
+            Self::Info(args) => info(&args, json),
             Self::Check(args) => check(&args, json),
             Self::Convert(args) => convert(&args, json),
         }
     }
+}
+
+fn info(args: &InfoArgs, json: bool) -> Result<Status> {
+    let (dump, status) = args.dump.open()?;
+    let info = dump.info();
+    let digest = if args.digest { Some(dump.digest()?) } else { None };
+    if json {
+        report::print_json(&serde_json::json!({ "info": info, "digest": digest }))?;
+    } else {
+        report::print(info.to_string().trim_end())?;
+        if let Some(digest) = digest {
+            report::print(&format!("digest {digest}"))?;
+        }
+    }
+    Ok(status)
 }
 
 fn check(args: &DumpArgs, json: bool) -> Result<Status> {

@@ -6,9 +6,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Dump, Entry, Findings, Reason, Tensor};
 
-/// Bytes hashed at a time, so that pages can be dropped behind the reader.
-const WINDOW: usize = 1 << 20;
-
 impl Dump {
     /// Reads every tensor and reports those that hold NaN or infinite values, in sorted order.
     ///
@@ -79,7 +76,9 @@ impl Hash {
             self.text(tensor.dtype.name());
             self.number(tensor.shape.heads as u64);
             self.number(tensor.shape.dim as u64);
-            tensor.map()?.chunks(WINDOW).for_each(|window| self.0.update(window));
+            for window in tensor.windows() {
+                self.0.update(&window?);
+            }
         }
         Ok(())
     }
@@ -102,17 +101,23 @@ fn scan_entry(entry: &Entry) -> Findings {
 }
 
 fn count_non_finite(tensor: &Tensor) -> Result<(u64, u64)> {
-    let bytes = tensor.map()?;
-    Ok(match tensor.dtype {
-        DType::F16 => count16(&bytes, 0x7c00),
-        DType::Bf16 => count16(&bytes, 0x7f80),
+    tensor.windows().try_fold((0, 0), |(nan, infinite), window| {
+        let found = count_in(tensor.dtype, &window?);
+        Ok((nan + found.0, infinite + found.1))
+    })
+}
+
+fn count_in(dtype: DType, bytes: &[u8]) -> (u64, u64) {
+    match dtype {
+        DType::F16 => count16(bytes, 0x7c00),
+        DType::Bf16 => count16(bytes, 0x7f80),
         DType::F32 => {
             let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) & 0x7fff_ffff);
             count(words, 0x7f80_0000)
         }
         // `DType` may grow; a new type is not scanned before it is known here.
         _ => (0, 0),
-    })
+    }
 }
 
 fn count16(bytes: &[u8], infinity: u32) -> (u64, u64) {

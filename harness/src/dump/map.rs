@@ -81,6 +81,21 @@ impl Tensor {
     }
 }
 
+impl Tensor {
+    /// The tensor in runs of whole tokens of about a megabyte, so that pages can be dropped behind the reader.
+    ///
+    /// A packed tensor comes in one piece.
+    pub(super) fn windows(&self) -> impl Iterator<Item = Result<Mapped>> {
+        const WINDOW: usize = 1 << 20;
+        let row = self.shape.row() * self.dtype.size();
+        let step = match self.layout {
+            Layout::Logical => (WINDOW / row.max(1)).max(1),
+            Layout::Packed(_) => self.shape.seq.max(1),
+        };
+        (0..self.shape.seq).step_by(step).map(move |start| self.map_tokens(start..self.shape.seq.min(start + step)))
+    }
+}
+
 /// Pieces up to this size are read instead of mapped: with chunks of 32 KiB, mapping and page faults took more than half of a sweep.
 const SMALL: u64 = 256 << 10;
 
