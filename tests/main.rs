@@ -3,5 +3,6 @@
 mod bad_input;
 mod configs;
 mod containers;
+mod engine;
 mod run;
 mod sweeps;
