@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use gearbox_core::{DType, Rope, Shape, Stage};
+use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -40,15 +41,19 @@ struct Described {
 
 /// Reads all entries below `root`.
 pub(super) fn read(root: &Path, metas: &[PathBuf], selection: &Selection, reading: &mut Reading) {
+    let read: Vec<_> = metas.par_iter().map(|path| describe(path, root)).collect();
     let mut described = Vec::new();
-    for path in metas {
-        let place = path.display().to_string();
-        match describe(path, &place, root, reading) {
-            Ok(entry) => described.push(entry),
-            Err(defect) => reading.findings.push(defect.reason, place, defect.message),
+    for (path, read) in metas.iter().zip(read) {
+        match read {
+            Ok(mut entry) => {
+                entry.tokens = entry.tokens.map(|tokens| reading.intern(&tokens));
+                described.push(entry);
+            }
+            Err(defect) => reading.findings.push(defect.reason, path.display().to_string(), defect.message),
         }
     }
     let prompts = prompt_ends(&described);
+    let mut wanted = Vec::new();
     for entry in described {
         let prompt = prompts.get(&(entry.run.clone(), entry.layer)).copied().unwrap_or_default();
         let end = entry.start + entry.shape.seq as u64;
@@ -65,8 +70,11 @@ pub(super) fn read(root: &Path, metas: &[PathBuf], selection: &Selection, readin
             let message = format!("holds {} of the {} tokens that the engine appended", entry.shape.seq, entry.added);
             reading.findings.push(Reason::TruncatedEntry, entry.place.clone(), message);
         }
-        let place = entry.place.clone();
-        match locate(entry) {
+        wanted.push(entry);
+    }
+    let located: Vec<_> = wanted.into_par_iter().map(|entry| (entry.place.clone(), locate(entry))).collect();
+    for (place, located) in located {
+        match located {
             Ok(candidate) => reading.candidates.push(candidate),
             Err(defect) => reading.findings.push(defect.reason, place, defect.message),
         }
@@ -85,7 +93,7 @@ fn prompt_ends(described: &[Described]) -> BTreeMap<(String, u32), u64> {
     ends
 }
 
-fn describe(path: &Path, place: &str, root: &Path, reading: &mut Reading) -> Checked<Described> {
+fn describe(path: &Path, root: &Path) -> Checked<Described> {
     let meta = read_meta(path)?;
     let fields = Fields(&meta);
     let size: u64 = fields.required("bytes_per_elem")?;
@@ -117,7 +125,7 @@ fn describe(path: &Path, place: &str, root: &Path, reading: &mut Reading) -> Che
         check_rope(rope, shape.dim).map_err(|message| Defect::new(Reason::MetaValueInvalid, message))?;
     }
     Ok(Described {
-        place: place.to_owned(),
+        place: path.display().to_string(),
         meta: Arc::from(path),
         run: fields.run(path, root)?,
         layer: fields.required("layer_id")?,
@@ -129,7 +137,7 @@ fn describe(path: &Path, place: &str, root: &Path, reading: &mut Reading) -> Che
         key: fields.file("k_file", path)?,
         value: fields.file("v_file", path)?,
         query,
-        tokens: tokens.map(|tokens| reading.intern(&tokens)),
+        tokens: tokens.map(Arc::from),
         rope,
     })
 }
@@ -173,7 +181,7 @@ pub(super) fn read_meta(path: &Path) -> Checked<Meta> {
     if found.len() > LARGEST_META {
         return Err(unreadable(format!("expected at most {LARGEST_META} bytes, got {}", found.len())));
     }
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(usize::try_from(found.len()).unwrap_or_default() + 1);
     File::open(path)
         .and_then(|file| file.take(LARGEST_META).read_to_end(&mut text))
         .map_err(|error| unreadable(error.to_string()))?;
