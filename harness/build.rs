@@ -3,8 +3,10 @@
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=../.git/HEAD");
-    println!("cargo::rerun-if-changed=../.git/logs/HEAD");
+    // Whatever changes what the program does may also change whether the tree is dirty.
+    for path in ["../.git/HEAD", "../.git/logs/HEAD", "../Cargo.lock", "../core/src", "../plugins", "build.rs", "src"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
     let commit = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).output();
     if let Ok(output) = commit
         && output.status.success()

@@ -88,7 +88,7 @@ fn damaged_container_is_refused_naming_chunk_and_lane_and_can_be_walked() {
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 4;
     fs::write(&file, &flipped).unwrap();
-    let failed = run(&["verify", text(&file)], 1);
+    let failed = run(&["verify", text(&file)], 2);
     let report = String::from_utf8(failed.stdout).unwrap();
     assert!(
         report.contains("chunk") && report.contains("lane `tensor`") && report.contains("checksum differs"),
@@ -120,4 +120,17 @@ fn interrupted_encode_leaves_nothing_under_the_name() {
     child.kill().unwrap();
     let finished = child.wait().unwrap().success();
     assert_eq!(out.exists(), finished);
+}
+
+#[test]
+fn sweep_keeps_no_container_of_a_pipeline_that_is_not_legal_and_replaces_none_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = text(folder.path());
+    let illegal = r#"{ "routes": [{ "layers": "100..", "codec": { "id": "gear" } }] }"#;
+    run(&["sweep", "--pipeline", illegal, "--out", out, "--keep-containers"], 1);
+    assert!(!folder.path().join("0000.gbx").exists());
+    fs::write(folder.path().join("0000.gbx"), "mine").unwrap();
+    let message = stderr(&["sweep", "--pipeline", "store", "--out", out, "--keep-containers"], 2);
+    assert!(message.contains("overwrite"), "{message}");
+    assert_eq!(fs::read(folder.path().join("0000.gbx")).unwrap(), b"mine");
 }

@@ -87,7 +87,7 @@ struct Unit {
     decode_ns: Vec<u64>,
 }
 
-/// Least, median and greatest of a set of measurements.
+/// Least, median, 95th percentile and greatest of a set of measurements.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Spread {
     /// Least.
@@ -137,7 +137,7 @@ pub struct Measured {
     pub encode_us: Spread,
     /// Decoding one chunk in microseconds: each chunk's median over repeats, spread over chunks.
     pub decode_us: Spread,
-    /// Part of the encoding time that transforms take, 0 to 1.
+    /// Time of the transforms alone ÷ encoding time; measured apart, so noise can lift it above 1.
     pub transform_share: f64,
 }
 
@@ -146,11 +146,12 @@ pub struct Measured {
 /// # Errors
 /// [`ErrorKind::Mismatch`](gearbox_core::ErrorKind::Mismatch) if a lossless pipeline does not give back its input;
 /// else what the plugins report.
-pub fn measure(dump: &Dump, input: &Input<'_>, pipelines: &[Pipeline], repeats: usize) -> Result<Vec<Measured>> {
+pub fn measure(dump: &Dump, input: &Input<'_>, pipelines: &mut [Pipeline], repeats: usize) -> Result<Vec<Measured>> {
     let mut arms = Vec::new();
     for pipeline in pipelines {
-        engine::check(dump, pipeline).context(|| pipeline.name().to_owned())?;
-        arms.push((pipeline, units(input, pipeline)));
+        let trained = engine::check(dump, pipeline).and_then(|()| engine::train(dump, pipeline));
+        trained.context(|| pipeline.name().to_owned())?;
+        arms.push((&*pipeline, units(input, pipeline)));
     }
     let mut buffers = Buffers::default();
     for round in 0..=repeats {

@@ -37,19 +37,23 @@ impl std::fmt::Display for Columns {
 /// Prints a value as indented JSON on standard output.
 ///
 /// # Errors
-/// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if standard output is closed.
+/// As [`print`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::invalid_input(error.to_string()))?;
     print(&text)
 }
 
-/// Prints a line on standard output; a closed pipe (`gearbox … | head`) is an error, not a panic.
+/// Prints a line on standard output.
 ///
 /// # Errors
-/// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if standard output is closed.
+/// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if standard output takes no more, such as a full disk.
 pub fn print(text: &str) -> Result<()> {
-    use std::io::Write;
-    writeln!(std::io::stdout().lock(), "{text}").map_err(|error| Error::io("standard output", &error))
+    use std::io::{ErrorKind, Write};
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        // `gearbox … | head` has read enough; the exit status still says how the command ended.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|error| Error::io("standard output", &error)),
+    }
 }
 
 /// A progress bar over bytes on standard error; silent when that is not a terminal.

@@ -2,16 +2,17 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use gearbox_core::container::Container;
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{Error, ErrorKind, Limits, Pipeline, PipelineSpec, Registry, Result, ResultExt, Role};
+use indicatif::ProgressBar;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::atomic::AtomicFile;
 use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
 use crate::receipt::Receipt;
@@ -165,7 +166,25 @@ pub struct DumpFacts {
     pub original_bytes: u64,
 }
 
-/// Runs pipelines over a dump; containers are written to `folder`, numbered from `first`, and removed unless they are to be kept.
+/// Where a sweep puts its containers, numbered in the order of the rows.
+#[derive(Debug)]
+pub struct Containers {
+    /// Folder that holds them.
+    pub folder: PathBuf,
+    /// Whether they stay there when their row is done.
+    pub keep: bool,
+    /// Whether files of earlier sweeps may be replaced.
+    pub overwrite: bool,
+}
+
+impl Containers {
+    /// The container of a row.
+    pub fn path(&self, row: usize) -> PathBuf {
+        self.folder.join(format!("{row:04}.gbx"))
+    }
+}
+
+/// Runs pipelines over a dump; the rows are numbered from `first`.
 ///
 /// # Errors
 /// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
@@ -173,27 +192,22 @@ pub fn run(
     dump: &Dump,
     specs: &[PipelineSpec],
     registry: &Registry,
-    folder: &Path,
+    containers: &Containers,
     first: usize,
-    keep: bool,
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (idx, spec) in specs.iter().enumerate() {
         let mut pipeline = Pipeline::build(spec, registry)?;
-        let path = folder.join(format!("{:04}.gbx", first + idx));
+        let path = containers.path(first + idx);
         let mut row = Row::new(dump, &pipeline);
-        let done = row.fill(dump, &mut pipeline, registry, &path);
-        if let Err(error) = done {
-            row.outcome = match error.kind() {
-                ErrorKind::Unsupported | ErrorKind::UnsupportedDType => Outcome::Unsupported(error.to_string()),
-                _ => Outcome::Failed(error.to_string()),
-            };
+        let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
+        let outcome = row.fill(dump, &mut pipeline, registry, &path, containers.overwrite, &bar);
+        bar.finish_and_clear();
+        row.outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        if !containers.keep && row.stored_bytes > 0 {
+            std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
         }
         rows.push(row);
-        if !keep {
-            // A row that failed early has written none.
-            let _ = std::fs::remove_file(&path);
-        }
     }
     Ok(rows)
 }
@@ -219,19 +233,30 @@ impl Row {
         }
     }
 
-    fn fill(&mut self, dump: &Dump, pipeline: &mut Pipeline, registry: &Registry, path: &Path) -> Result<()> {
-        let bar = report::progress(2 * self.original_bytes, format!("{} {}", self.name, self.chunking));
-        let file = File::create(path).map_err(|error| Error::io(path, &error))?;
-        let (mut out, encoded) = engine::encode(dump, pipeline, BufWriter::new(file), &bar)?;
-        out.flush().map_err(|error| Error::io(path, &error))?;
+    fn fill(
+        &mut self,
+        dump: &Dump,
+        pipeline: &mut Pipeline,
+        registry: &Registry,
+        path: &Path,
+        overwrite: bool,
+        bar: &ProgressBar,
+    ) -> Result<Outcome> {
+        let (out, encoded) = match engine::encode(dump, pipeline, AtomicFile::create(path, overwrite)?, bar) {
+            // Only what a pipeline cannot take is harmless; a file that does not come back never is.
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::UnsupportedDType) => {
+                return Ok(Outcome::Unsupported(error.to_string()));
+            }
+            encoded => encoded?,
+        };
+        out.commit()?;
+        self.stored_bytes = encoded.ledger.total();
         let file = File::open(path).map_err(|error| Error::io(path, &error))?;
         let container = Container::open(file, &Limits::default())?;
-        self.stored_bytes = container.file_bytes();
-        check_ledger(&encoded.ledger, container.ledger(), self.stored_bytes)?;
+        check_ledger(&encoded.ledger, container.ledger(), container.file_bytes())?;
         // Decoding starts from the file alone: the pipeline is built again from its header.
         let decoder = container.pipeline(registry)?;
-        let compared = compare::with_dump(&container, &decoder, dump, &bar)?;
-        bar.finish_and_clear();
+        let compared = compare::with_dump(&container, &decoder, dump, bar)?;
         for cost in &encoded.sequences {
             self.encode_ns += cost.ns;
             let role = match cost.role {
@@ -248,16 +273,14 @@ impl Row {
         self.ledger =
             encoded.ledger.rows().map(|(account, bytes)| LedgerRow { account: account.clone(), bytes }).collect();
         self.sequences = encoded.sequences;
-        if let Some(failure) = compared.decoded.failures.into_iter().next() {
-            return Err(failure);
-        }
-        if decoder.is_lossless() && compared.changed_values > 0 {
-            return Err(Error::mismatch(format!(
+        Ok(match compared.decoded.failures.first() {
+            Some(failure) => Outcome::Failed(failure.to_string()),
+            None if decoder.is_lossless() && compared.changed_values > 0 => Outcome::Failed(format!(
                 "{} of {} values came back with other bits from a lossless pipeline",
                 compared.changed_values, compared.values
-            )));
-        }
-        Ok(())
+            )),
+            None => Outcome::Ok,
+        })
     }
 
     /// 8 × stored bytes ÷ original elements.
@@ -278,9 +301,10 @@ fn check_ledger(written: &Ledger, read: &Ledger, file_bytes: u64) -> Result<()> 
 }
 
 impl Sweep {
-    /// Whether every row ended well or was not legal to begin with.
+    /// Whether at least one row ended well, and every other one was not legal to begin with.
     pub fn passed(&self) -> bool {
-        !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_)))
+        self.rows.iter().any(|row| row.outcome == Outcome::Ok)
+            && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_)))
     }
 
     /// The rows as a Markdown table, the smallest file first.

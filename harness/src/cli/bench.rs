@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::DumpArgs;
 use crate::bench::{self, Input, Measured, Spread};
-use crate::pipelines;
 use crate::receipt::Receipt;
 use crate::report::{self, Columns};
 use crate::status::Status;
+use crate::{engine, pipelines};
 
 /// Measures encode and decode time of pipelines.
 ///
@@ -43,10 +43,19 @@ impl BenchArgs {
             let first_mode = |spec: &gearbox_core::PipelineSpec| spec.chunking == gearbox_core::Chunking::default();
             specs = pipelines::defaults(registry).into_iter().filter(first_mode).collect();
         }
-        let built: Vec<_> = specs.iter().map(|spec| Pipeline::build(spec, registry)).collect::<Result<_>>()?;
+        let mut built: Vec<_> = specs.iter().map(|spec| Pipeline::build(spec, registry)).collect::<Result<_>>()?;
         let (dump, status) = self.dump.open()?;
+        if self.pipeline.is_empty() {
+            built.retain(|pipeline| match engine::check(&dump, pipeline) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!("{} is left out: {error}", pipeline.name());
+                    false
+                }
+            });
+        }
         let input = Input::read(&dump, self.max_bytes)?;
-        let rows = bench::measure(&dump, &input, &built, usize::from(self.repeats))?;
+        let rows = bench::measure(&dump, &input, &mut built, usize::from(self.repeats))?;
         let peak = bench::peak_resident_bytes();
         if json {
             report::print_json(&json!({

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gearbox_core::container::{Container, Damage, SequenceInfo};
 use gearbox_core::ledger::Section;
-use gearbox_core::{Error, Limits, Pipeline, Registry, Result, ResultExt, Role, Shape};
+use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, ResultExt, Role, Shape};
 use serde_json::json;
 
 use super::{DumpArgs, SelectArgs};
@@ -89,11 +89,11 @@ impl DecodeArgs {
         let place = || format!("`{}`", self.file.display());
         let container = Container::open(file, &Limits::default()).context(place)?;
         let pipeline = container.pipeline(registry).context(place)?;
+        check_free(&container, &self.out, self.format, self.overwrite)?;
         fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, &error))?;
         let spool = tempfile::Builder::new().prefix(".gearbox-").tempdir_in(&self.out);
         let spool = spool.map_err(|error| Error::io(&self.out, &error))?;
         let decoded = decode_to(&container, &pipeline, spool.path()).context(place)?;
-        check_free(&decoded, &self.out, self.format, self.overwrite)?;
         let options = ConvertOptions { format: self.format, overwrite: self.overwrite, ..ConvertOptions::default() };
         let report = dump::convert(&decoded, &self.out, &options)?;
         if json {
@@ -106,8 +106,10 @@ impl DecodeArgs {
 }
 
 /// Refuses to touch runs that are there already.
-fn check_free(dump: &Dump, folder: &Path, format: Format, overwrite: bool) -> Result<()> {
-    for run in &dump.runs {
+fn check_free(container: &Container<File>, folder: &Path, format: Format, overwrite: bool) -> Result<()> {
+    for sequence in container.sequences() {
+        let run = container.run(sequence.info.run)?;
+        dump::check_run_name(&run.name)?;
         let path = match format {
             Format::Reference => folder.join(&run.name),
             Format::Safetensors => folder.join(format!("{}.safetensors", run.name)),
@@ -361,7 +363,9 @@ impl VerifyArgs {
         };
         bar.finish_and_clear();
         let lossy = changed.is_some_and(|(changed, _)| changed > 0 && pipeline.is_lossless());
-        status = status.and(Status::pass_if(failures.is_empty() && !lossy && chunks > 0));
+        let passed = failures.is_empty() && !lossy && chunks > 0;
+        let corrupt = failures.iter().any(|failure| failure.kind() != ErrorKind::Mismatch);
+        status = status.and(if corrupt { Status::BadInput } else { Status::pass_if(passed) });
         if json {
             report::print_json(&json!({
                 "file": self.file, "chunks": chunks, "original_bytes": total, "lossless": pipeline.is_lossless(),
@@ -375,8 +379,8 @@ impl VerifyArgs {
         }
         let compared = changed
             .map_or(String::new(), |(changed, values)| format!(", {changed} of {values} values differ from the dump"));
-        let verdict = if status == Status::Fail { "FAILED" } else { "ok" };
-        report::print(&format!("{verdict}: {chunks} chunks decoded, {} failures{compared}", failures.len()))?;
+        let verdict = if passed { "ok" } else { "FAILED" };
+        report::print(&format!("{verdict}: {chunks} chunks, {} failures{compared}", failures.len()))?;
         Ok(status)
     }
 }

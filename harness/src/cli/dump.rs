@@ -6,9 +6,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use gearbox_core::{DType, Error, Result, Rope};
 
 use super::{DumpArgs, SelectArgs};
-use crate::dump::{self, ConvertOptions, Format};
-use crate::report;
+use crate::dump::{self, ConvertOptions, Dump, Format};
 use crate::status::Status;
+use crate::{report, sample};
 
 /// Shows, checks and converts dumps.
 #[derive(Debug, Subcommand)]
@@ -98,7 +98,8 @@ fn info(args: &InfoArgs, json: bool) -> Result<Status> {
 }
 
 fn check(args: &DumpArgs, json: bool) -> Result<Status> {
-    let (dump, opened) = args.open()?;
+    let path = args.dump.clone().map_or_else(sample::find, Ok)?;
+    let dump = Dump::open(&path, &args.select.selection())?;
     let mut findings = dump.findings.clone();
     findings.append(dump.scan());
     let status = if findings.is_clean() || args.select.allow_bad { Status::Pass } else { Status::BadInput };
@@ -117,7 +118,7 @@ fn check(args: &DumpArgs, json: bool) -> Result<Status> {
         }
         report::print(&format!("{} entries are valid, {} are bad", dump.entries(), findings.bad()))?;
     }
-    Ok(status.and(opened))
+    Ok(status)
 }
 
 fn parse_rope(text: &str) -> Result<Rope> {

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gearbox_core::{Error, Registry, Result, Stage};
+use gearbox_core::{Error, ErrorKind, Registry, Result, Stage};
 use tracing::Level;
 
 use crate::dump::{Dump, Selection};
 use crate::status::Status;
-use crate::{exp, sample};
+use crate::{exp, report, sample};
 
 /// Compresses KV caches of language models with any codec, counts every stored byte, decodes it again and measures what changed.
 ///
@@ -149,10 +149,12 @@ pub fn main() -> ExitCode {
     start_logging(cli.global);
     match start(cli) {
         Ok(status) => status.into(),
-        Err(error) if error.to_string().contains("Broken pipe") => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(2)
+            match error.kind() {
+                ErrorKind::Mismatch => Status::Fail.into(),
+                _ => Status::BadInput.into(),
+            }
         }
     }
 }
@@ -193,7 +195,9 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Dump(command) => command.run(json),
         Command::Exp(command) => command.run(&registry, json),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut script);
+            report::print(String::from_utf8_lossy(&script).trim_end())?;
             Ok(Status::Pass)
         }
     }

@@ -10,7 +10,7 @@ use super::SelectArgs;
 use crate::atomic::AtomicFile;
 use crate::receipt::Receipt;
 use crate::status::Status;
-use crate::sweep::{DumpFacts, Sweep, SweepConfig};
+use crate::sweep::{Containers, DumpFacts, Sweep, SweepConfig};
 use crate::{report, sample, sweep};
 
 /// Runs every pipeline over a dump.
@@ -64,10 +64,15 @@ impl SweepArgs {
             None => None,
         };
         let temporary = tempfile::tempdir().map_err(|error| Error::io(std::env::temp_dir(), &error))?;
-        let folder: &Path = match &self.out {
-            Some(out) if self.keep_containers => out,
-            _ => temporary.path(),
+        let containers = Containers {
+            folder: self.out.clone().filter(|_| self.keep_containers).unwrap_or_else(|| temporary.path().to_owned()),
+            keep: self.keep_containers,
+            overwrite: self.overwrite,
         };
+        let taken = (0..specs.len() * paths.len()).map(|row| containers.path(row)).find(|path| path.exists());
+        if let Some(path) = taken.filter(|_| !self.overwrite) {
+            return Err(Error::invalid_input(format!("`{}`: exists already; --overwrite replaces it", path.display())));
+        }
         let mut status = Status::Pass;
         let mut result = Sweep { receipt: Receipt::new(registry), dumps: Vec::new(), rows: Vec::new() };
         for path in &paths {
@@ -81,7 +86,7 @@ impl SweepArgs {
                 original_bytes: dump.original_bytes(),
             });
             let first = result.rows.len();
-            result.rows.extend(sweep::run(&dump, &specs, registry, folder, first, self.keep_containers)?);
+            result.rows.extend(sweep::run(&dump, &specs, registry, &containers, first)?);
         }
         status = status.and(Status::pass_if(result.passed()));
         let text = summary(&result);
@@ -129,10 +134,10 @@ impl Files {
 
     fn write(mut self, sweep: &Sweep, text: &str) -> Result<()> {
         use std::io::Write as _;
-        serde_json::to_writer_pretty(&mut self.json, sweep).map_err(|error| Error::invalid_input(error.to_string()))?;
+        serde_json::to_writer_pretty(&mut self.json, sweep).map_err(|error| Error::io("sweep.json", &error.into()))?;
         self.json.commit()?;
         let mut csv = csv::Writer::from_writer(&mut self.csv);
-        let failed = |error: csv::Error| Error::invalid_input(error.to_string());
+        let failed = |error: csv::Error| Error::io("sweep.csv", &error.into());
         csv.write_record([
             "dump",
             "pipeline",

@@ -12,8 +12,9 @@ use super::meta::Meta;
 use super::reference::read_meta;
 use super::rounding::{Tally, to_f16};
 use super::safetensors::free_metadata;
+
 use super::write::{Facts, RunSpec, SafetensorsWriter, dtype_label, write_files};
-use super::{Dump, Entry, Findings, Layer, Mapped, Reason, Rounding, Run, Tensor, tensor_name};
+use super::{Dump, Entry, Findings, Layer, Mapped, Reason, Rounding, Run, Tensor, check_run_name, tensor_name};
 use crate::atomic::remove_leftovers;
 
 /// A format that dumps are written in.
@@ -93,6 +94,9 @@ pub fn convert(source: &Dump, destination: &Path, options: &ConvertOptions) -> R
     let options = *options;
     if let Some(dtype) = options.dtype.filter(|dtype| *dtype != DType::F16) {
         return Err(Error::invalid_config(format!("expected f16 or no dtype to round to, got {dtype}")));
+    }
+    for run in &source.runs {
+        check_run_name(&run.name)?;
     }
     let is_file = options.format == Format::Safetensors && destination.extension().is_some_and(|e| e == "safetensors");
     if is_file && source.runs.len() > 1 {

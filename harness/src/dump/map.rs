@@ -72,10 +72,7 @@ impl Tensor {
             Layout::Logical => map_range(&self.path, self.offset.saturating_add((range.start * row) as u64), len),
             Layout::Packed(packed) => {
                 let file = map_range(&self.path, self.offset, packed.file_bytes(self.shape))?;
-                let mut bytes = packed.unpack(self, &file)?;
-                bytes.truncate(range.end * row);
-                bytes.drain(..range.start * row);
-                Ok(Mapped::owned(bytes))
+                Ok(Mapped::owned(packed.unpack(self, &file, range)?))
             }
         }
     }
@@ -177,7 +174,7 @@ impl Packed {
         self.upper.checked_next_multiple_of(self.pack_l)?.checked_mul(self.pack_h)
     }
 
-    fn unpack(self, tensor: &Tensor, file: &[u8]) -> Result<Vec<u8>> {
+    fn unpack(self, tensor: &Tensor, file: &[u8], range: Range<usize>) -> Result<Vec<u8>> {
         let (shape, size) = (tensor.shape, tensor.dtype.size());
         let damaged = || {
             Error::invalid_input(format!(
@@ -194,9 +191,9 @@ impl Packed {
         let channels: Vec<usize> =
             (0..shape.dim as u64).map(|channel| index(self.channel_index(channel))).collect::<Result<_>>()?;
         let head_bytes = index(Some(self.head_bytes))?;
-        let mut out = Vec::with_capacity(shape.elements() * size);
-        for token in 0..shape.seq as u64 {
-            let token = index(self.token_index(shape, token))?;
+        let mut out = Vec::with_capacity(range.len() * shape.row() * size);
+        for token in range {
+            let token = index(self.token_index(shape, token as u64))?;
             for head in file.chunks_exact(head_bytes) {
                 for channel in &channels {
                     let at = (token + channel) * size;

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gearbox_core::Stage;
-use gearbox_core::{DType, Role, Rope, Shape};
+use gearbox_core::{DType, Error, Result, Role, Rope, Shape};
 
 mod assemble;
 mod content;
@@ -191,4 +191,12 @@ impl Dump {
     pub fn original_bytes(&self) -> u64 {
         self.iter().map(|(_, _, entry)| entry.original_bytes()).fold(0, u64::saturating_add)
     }
+}
+
+/// Checks that a name can be that of a run, and so of a folder or file: `[A-Za-z0-9._-]+`, and neither `.` nor `..`.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) with the name.
+pub fn check_run_name(name: &str) -> Result<()> {
+    reference::check_run(name).map_err(|defect| Error::invalid_input(defect.message))
 }

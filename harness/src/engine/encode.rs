@@ -1,0 +1,332 @@
+//! From a dump to a container.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Instant;
+
+use gearbox_core::container::{ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo};
+use gearbox_core::ledger::Ledger;
+use gearbox_core::{
+    Chunk, ChunkCoder, ChunkMut, ChunkPlan, Context, DType, EncodedChunk, Error, Limits, Needs, Pipeline, Result,
+    ResultExt, Role, RoutedLane, Sample, Span,
+};
+use indicatif::ProgressBar;
+
+use super::{Grain, Known, SequenceCost, guarded, in_batches};
+use crate::dump::{Dump, Entry, Layer, Mapped, Run};
+
+/// What encoding a dump gave.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Every stored byte by account.
+    pub ledger: Ledger,
+    /// Cost per run, layer and role, in stored order.
+    pub sequences: Vec<SequenceCost>,
+}
+
+/// What a dump offers to plugins besides its tensors.
+pub fn offered(dump: &Dump) -> Needs {
+    let entries = || dump.runs.iter().flat_map(|run| &run.layers).flat_map(|layer| &layer.entries);
+    Needs {
+        tokens: entries().all(|entry| entry.tokens.is_some()),
+        rope: dump.runs.iter().all(|run| run.rope.is_some()),
+        peer: true,
+        history: true,
+    }
+}
+
+/// Checks before any work starts that a pipeline can code a dump.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](gearbox_core::ErrorKind::Unsupported) with the reason and the first layer it holds for.
+pub fn check(dump: &Dump, pipeline: &Pipeline) -> Result<()> {
+    let offered = offered(dump);
+    for run in &dump.runs {
+        for layer in &run.layers {
+            let Some(first) = layer.entries.first() else { continue };
+            for role in Role::ALL {
+                pipeline
+                    .check(layer.id, role, first.tensor(role).dtype, offered)
+                    .context(|| format!("run `{}`, layer {}, {role}", run.name, layer.id))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The tensor of a planned chunk: one piece of a file, or several pieces joined.
+enum Source {
+    Mapped(Mapped),
+    Joined(Vec<u8>),
+}
+
+impl Source {
+    fn read(entries: &[Entry], role: Role, plan: &ChunkPlan) -> Result<Self> {
+        if let [(idx, range)] = plan.pieces.as_slice() {
+            return Ok(Self::Mapped(entries[*idx].tensor(role).map_tokens(range.clone())?));
+        }
+        let bytes = |(idx, range): &(usize, Range<usize>)| {
+            let tensor = entries[*idx].tensor(role);
+            range.len() * tensor.shape.row() * tensor.dtype.size()
+        };
+        let mut joined = Vec::with_capacity(plan.pieces.iter().map(bytes).sum());
+        for (idx, range) in &plan.pieces {
+            joined.extend_from_slice(&entries[*idx].tensor(role).map_tokens(range.clone())?);
+        }
+        Ok(Self::Joined(joined))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes,
+            Self::Joined(bytes) => bytes,
+        }
+    }
+}
+
+fn token_ids(entries: &[Entry], plan: &ChunkPlan) -> Option<Vec<u32>> {
+    let mut ids = Vec::with_capacity(plan.seq);
+    for (idx, range) in &plan.pieces {
+        ids.extend_from_slice(entries[*idx].tokens.as_ref()?.get(range.clone())?);
+    }
+    Some(ids)
+}
+
+fn spans(layer: &Layer) -> Vec<Span> {
+    layer.entries.iter().map(|entry| Span { start: entry.start, seq: entry.seq }).collect()
+}
+
+struct Step {
+    role: Role,
+    chunk: usize,
+    source: Source,
+    encoded: EncodedChunk,
+    /// What decoding gives, where that is not the source.
+    decoded: Option<Vec<u8>>,
+    ns: u64,
+}
+
+/// Everything about one layer that its jobs share.
+struct LayerWork<'a> {
+    run: &'a Run,
+    layer: &'a Layer,
+    plans: Vec<ChunkPlan>,
+}
+
+impl<'a> LayerWork<'a> {
+    fn new(run: &'a Run, layer: &'a Layer, pipeline: &Pipeline) -> Self {
+        Self { run, layer, plans: pipeline.spec().chunking.plan(&spans(layer)) }
+    }
+
+    fn bytes(&self, steps: &[(Role, usize)]) -> usize {
+        let row = |role: Role| {
+            self.layer.entries.first().map_or(0, |entry| {
+                let tensor = entry.tensor(role);
+                tensor.shape.row() * tensor.dtype.size()
+            })
+        };
+        steps.iter().map(|(role, chunk)| self.plans[*chunk].seq * row(*role)).sum()
+    }
+
+    fn place(&self, role: Role, chunk: usize) -> String {
+        let plan = &self.plans[chunk];
+        let last = plan.first_token + plan.seq as u64;
+        format!("run `{}`, layer {}, {role}, tokens {}..{last}", self.run.name, self.layer.id, plan.first_token)
+    }
+
+    /// The lanes of a chunk, for training; they come without peer and history.
+    fn samples(&self, role: Role, coder: &ChunkCoder, chunk: usize) -> Result<Vec<(usize, Sample<'static>)>> {
+        let plan = &self.plans[chunk];
+        let source = Source::read(&self.layer.entries, role, plan)?;
+        let tensor = self.layer.entries[plan.pieces[0].0].tensor(role);
+        let chunk = Chunk::new(tensor.shape.with_seq(plan.seq), tensor.dtype, source.bytes())?;
+        let tokens = token_ids(&self.layer.entries, plan);
+        let mut cx = Context::new(self.layer.id, role, plan.first_token);
+        (cx.tokens, cx.rope) = (tokens.as_deref(), self.run.rope.as_ref());
+        let lanes = guarded(|| coder.lanes(chunk, &cx))?.into_iter();
+        let sample = |lane: RoutedLane<'_>| {
+            (lane.slot, Sample { spec: lane.spec, bytes: lane.bytes.into_owned().into(), layer: cx.layer, role })
+        };
+        Ok(lanes.map(sample).collect())
+    }
+
+    fn encode(&self, pipeline: &Pipeline, steps: &[(Role, usize)]) -> Result<Vec<Step>> {
+        let needs = pipeline.needs();
+        let mut known = Known::new();
+        let mut done = Vec::with_capacity(steps.len());
+        for &(role, chunk) in steps {
+            let step = self.encode_step(pipeline, &known, role, chunk).context(|| self.place(role, chunk))?;
+            known.keep(needs, role, Some(step.decoded.as_deref().unwrap_or(step.source.bytes())));
+            done.push(step);
+        }
+        Ok(done)
+    }
+
+    fn encode_step(&self, pipeline: &Pipeline, known: &Known, role: Role, chunk: usize) -> Result<Step> {
+        let needs = pipeline.needs();
+        let plan = &self.plans[chunk];
+        let source = Source::read(&self.layer.entries, role, plan)?;
+        let first = &self.layer.entries[plan.pieces[0].0];
+        let (dtype, shape) = (first.tensor(role).dtype, first.tensor(role).shape.with_seq(plan.seq));
+        let key = Some((first.key.shape.with_seq(plan.seq), first.key.dtype));
+        let tokens = if needs.tokens { token_ids(&self.layer.entries, plan) } else { None };
+        let mut cx = Context::new(self.layer.id, role, plan.first_token);
+        (cx.tokens, cx.rope) = (tokens.as_deref(), self.run.rope.as_ref());
+        let cx = known.add_to(cx, needs, (shape, dtype), key)?;
+        let coder = pipeline.coder(self.layer.id, role)?;
+        let input = Chunk::new(shape, dtype, source.bytes())?;
+        let mut encoded = EncodedChunk::default();
+        let start = Instant::now();
+        guarded(|| coder.encode(input, &cx, &mut encoded))?;
+        let ns = start.elapsed().as_nanos() as u64;
+        let mut decoded = None;
+        if !coder.is_lossless() {
+            let mut bytes = vec![0; source.bytes().len()];
+            let out = ChunkMut::new(shape, dtype, &mut bytes)?;
+            guarded(|| coder.decode(encoded.lanes(), &cx, &Limits::default(), out))?;
+            decoded = Some(bytes);
+        }
+        Ok(Step { role, chunk, source, encoded, decoded, ns })
+    }
+}
+
+/// Encodes a dump into a container.
+///
+/// # Errors
+/// What [`check`] reports before anything is written; then what files and plugins report, with run, layer, role and tokens.
+pub fn encode<W: Write + Send>(
+    dump: &Dump,
+    pipeline: &mut Pipeline,
+    out: W,
+    progress: &ProgressBar,
+) -> Result<(W, Encoded)> {
+    check(dump, pipeline)?;
+    train(dump, pipeline)?;
+    let pipeline = &*pipeline;
+    let needs = pipeline.needs();
+    let grain = Grain::of(pipeline);
+    let mut writer = ContainerWriter::new(out, pipeline)?;
+    let mut costs = Vec::new();
+    for run in &dump.runs {
+        let run_id = writer.add_run(&run_info(run, needs)?)?;
+        let layers: Vec<_> = run.layers.iter().map(|layer| LayerWork::new(run, layer, pipeline)).collect();
+        let mut ids: Vec<[SequenceId; 2]> = Vec::new();
+        let first_cost = costs.len();
+        let mut jobs = Vec::new();
+        for (idx, work) in layers.iter().enumerate() {
+            let mut add = |role| {
+                let info = sequence_info(run_id, work.layer, role);
+                costs.push(SequenceCost {
+                    run: run.name.clone(),
+                    layer: work.layer.id,
+                    role,
+                    original_bytes: info.original_bytes(),
+                    chunks: work.plans.len(),
+                    ns: 0,
+                });
+                writer.add_sequence(info)
+            };
+            ids.push([add(Role::Key)?, add(Role::Value)?]);
+            jobs.extend(grain.jobs(work.plans.len()).into_iter().map(|steps| (idx, steps)));
+        }
+        in_batches(
+            &jobs,
+            |(layer, steps)| layers[*layer].bytes(steps),
+            |(layer, steps)| layers[*layer].encode(pipeline, steps),
+            |(layer, _), steps| {
+                for step in steps? {
+                    let plan = &layers[*layer].plans[step.chunk];
+                    let decoded = step.decoded.as_deref().unwrap_or(step.source.bytes());
+                    let id = ids[*layer][step.role as usize];
+                    writer.add_chunk(id, plan.first_token, plan.seq, &step.encoded, decoded)?;
+                    costs[first_cost + 2 * layer + step.role as usize].ns += step.ns;
+                    progress.inc(decoded.len() as u64);
+                }
+                Ok(())
+            },
+        )?;
+    }
+    let (out, ledger) = writer.finish()?;
+    Ok((out, Encoded { ledger, sequences: costs }))
+}
+
+fn run_info(run: &Run, needs: Needs) -> Result<RunInfo> {
+    let tokens = if needs.tokens { token_spans(run).context(|| format!("run `{}`", run.name))? } else { Vec::new() };
+    Ok(RunInfo { name: run.name.clone(), rope: run.rope.clone(), tokens })
+}
+
+/// The token ids of a run by position: those of all layers, because one layer may lack an entry that another has.
+fn token_spans(run: &Run) -> Result<Vec<(u64, Vec<u32>)>> {
+    let entries = run.layers.iter().flat_map(|layer| &layer.entries);
+    let mut known: Vec<(u64, &[u32])> =
+        entries.filter_map(|entry| Some((entry.start, entry.tokens.as_deref()?))).collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut spans: Vec<(u64, Vec<u32>)> = Vec::new();
+    for (start, ids) in known {
+        match spans.last_mut() {
+            Some((first, span)) if start <= *first + span.len() as u64 => {
+                let (held, new) = ids.split_at((span.len() - (start - *first) as usize).min(ids.len()));
+                let at = (start - *first) as usize;
+                if span[at..at + held.len()] != *held {
+                    return Err(Error::invalid_input(format!("layers name other tokens from position {start} on")));
+                }
+                span.extend_from_slice(new);
+            }
+            _ => spans.push((start, ids.to_vec())),
+        }
+    }
+    Ok(spans)
+}
+
+fn sequence_info(run: RunId, layer: &Layer, role: Role) -> SequenceInfo {
+    let entry = |entry: &Entry| EntryInfo { span: Span { start: entry.start, seq: entry.seq }, stage: entry.stage };
+    let tensor = layer.entries.first().map(|entry| entry.tensor(role));
+    SequenceInfo {
+        run,
+        layer: layer.id,
+        role,
+        dtype: tensor.map_or(DType::F16, |tensor| tensor.dtype),
+        heads: tensor.map_or(0, |tensor| tensor.shape.heads),
+        dim: tensor.map_or(0, |tensor| tensor.shape.dim),
+        entries: layer.entries.iter().map(entry).collect(),
+    }
+}
+
+/// Trains the codecs of a pipeline that learn a model. Tensors are read only when a codec asks for its samples.
+///
+/// # Errors
+/// What the codecs and the files report.
+pub fn train(dump: &Dump, pipeline: &mut Pipeline) -> Result<()> {
+    let mut coders = BTreeMap::new();
+    for layer in dump.runs.iter().flat_map(|run| &run.layers) {
+        for role in Role::ALL {
+            coders.insert((layer.id, role), pipeline.coder(layer.id, role)?.clone());
+        }
+    }
+    let chunking = pipeline.spec().chunking;
+    let failure = RefCell::new(None);
+    let (coders, failed) = (&coders, &failure);
+    guarded(|| {
+        pipeline.train(&|slot| {
+            let layers = dump.runs.iter().flat_map(|run| run.layers.iter().map(move |layer| (run, layer)));
+            let parts = layers.flat_map(move |(run, layer)| {
+                let used = Role::ALL.into_iter().filter(move |role| coders[&(layer.id, *role)].uses(slot));
+                used.map(move |role| (run, layer, role))
+            });
+            let chunks = parts.flat_map(move |(run, layer, role)| {
+                let work = Rc::new(LayerWork { run, layer, plans: chunking.plan(&spans(layer)) });
+                (0..work.plans.len()).map(move |chunk| (Rc::clone(&work), role, chunk))
+            });
+            let lanes = chunks.map_while(move |(work, role, chunk)| {
+                let lanes = work.samples(role, &coders[&(work.layer.id, role)], chunk);
+                lanes.map_err(|error| *failed.borrow_mut() = Some(error)).ok()
+            });
+            Box::new(lanes.flatten().filter(move |(held, _)| *held == slot).map(|(_, sample)| sample))
+        })
+    })?;
+    failure.into_inner().map_or(Ok(()), Err)
+}
