@@ -4,16 +4,18 @@ use std::fs::File;
 use std::sync::Arc;
 
 use gearbox::dump::{Dump, Selection};
+use gearbox::sweep::{self, Containers, Outcome};
 use gearbox::{compare, engine};
-use gearbox_core::container::Container;
+use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunInfo, SequenceInfo};
 use gearbox_core::{
-    AnyEntry, Artifact, Bound, Capabilities, Chunk, ChunkMut, Codec, Context, ElemSet, Entry, Error, LaneRef, LaneSpec,
-    Latents, Limits, LossyTransform, Needs, Pipeline, PipelineSpec, Plugin, Registry, Result, Sample,
+    AnyEntry, Artifact, Bound, Capabilities, Chunk, ChunkMut, Chunking, Codec, Context, DType, ElemSet, EncodedChunk,
+    Entry, Error, LaneRef, LaneSpec, Latents, Limits, LossyTransform, Needs, Pipeline, PipelineSpec, Plugin,
+    PluginSpec, Registry, Result, Role, Sample, Shape, Span, Stage,
 };
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::run::sample;
+use crate::run::{sample, stderr, text};
 
 /// Adds to every byte a number made of everything that the context tells, and of a trained one.
 #[derive(Debug)]
@@ -55,8 +57,8 @@ impl Nosy {
             )));
         }
         let peer = match cx.role {
-            gearbox_core::Role::Key => 0,
-            gearbox_core::Role::Value => fold(cx.peer.ok_or_else(|| missing("peer"))?.bytes()),
+            Role::Key => 0,
+            Role::Value => fold(cx.peer.ok_or_else(|| missing("peer"))?.bytes()),
         };
         let rope = cx.rope.ok_or_else(|| missing("rope"))?.rotary_dim as u8;
         let sum: u32 = tokens.iter().fold(0, |sum, id| sum.wrapping_add(*id));
@@ -169,4 +171,86 @@ fn context_is_the_same_on_both_sides_and_decoding_follows_the_stored_bytes() {
         });
         assert_eq!(compared.changed_values, changed.sum::<u64>(), "low bytes, and nothing else");
     }
+}
+
+/// Panics in encode.
+#[derive(Debug)]
+struct Fragile;
+
+impl Plugin for Fragile {
+    const ID: &'static str = "fragile";
+    const SUMMARY: &'static str = "panics, for tests";
+    const SOURCE: &'static str = "own work";
+    const FORMAT_VERSION: u32 = 1;
+    type Config = NoSettings;
+
+    fn new(_: NoSettings) -> Result<Self> {
+        Ok(Self)
+    }
+}
+
+impl Codec for Fragile {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(ElemSet::ALL)
+    }
+
+    fn config(&self) -> Value {
+        json!({})
+    }
+
+    fn max_encoded_len(&self, _: &LaneSpec) -> usize {
+        0
+    }
+
+    fn encode(&self, _: LaneRef<'_>, cx: &Context<'_>, _: &mut Vec<u8>) -> Result<()> {
+        assert!(cx.layer < 2, "layer {} is too deep", cx.layer);
+        Ok(())
+    }
+
+    fn decode(&self, _: &[u8], _: &LaneSpec, _: &Context<'_>, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn panic_of_a_plugin_is_a_failed_row_and_the_sweep_goes_on() {
+    let mut registry = gearbox_plugins::registry().unwrap();
+    registry.insert(AnyEntry::Codec(Entry::of::<Fragile>("tests", |p| Arc::new(p)))).unwrap();
+    let dump = Dump::open(sample(), &Selection::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let containers = Containers { folder: folder.path().to_owned(), keep: false, overwrite: false };
+    let specs = ["fragile", "store"].map(|id| PipelineSpec::of_codec(PluginSpec::new(id), Chunking::PerEntry));
+    let rows = sweep::run(&dump, &specs, &registry, &containers, 0).unwrap();
+    let Outcome::Failed(reason) = &rows[0].outcome else { panic!("{:?}", rows[0].outcome) };
+    assert!(reason.contains("layer 2") && reason.contains("a plugin panicked: layer 2 is too deep"), "{reason}");
+    assert_eq!(rows[1].outcome, Outcome::Ok);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn run_name_of_a_container_cannot_leave_the_output_folder() {
+    let registry = gearbox_plugins::registry().unwrap();
+    let spec = PipelineSpec::of_codec(PluginSpec::new("store"), Chunking::PerEntry);
+    let pipeline = Pipeline::build(&spec, &registry).unwrap();
+    let mut writer = ContainerWriter::new(Vec::new(), &pipeline).unwrap();
+    let run = writer.add_run(&RunInfo { name: "../evil".into(), ..RunInfo::default() }).unwrap();
+    let span = Span { start: 0, seq: 1 };
+    let mut encoded = EncodedChunk::default();
+    for role in Role::ALL {
+        let entries = vec![EntryInfo { span, stage: Stage::Prefill }];
+        let info = SequenceInfo { run, layer: 0, role, dtype: DType::F16, heads: 1, dim: 2, entries };
+        let id = writer.add_sequence(info).unwrap();
+        let chunk = Chunk::new(Shape::new(1, 1, 2), DType::F16, &[0; 4]).unwrap();
+        pipeline.coder(0, role).unwrap().encode(chunk, &Context::new(0, role, 0), &mut encoded).unwrap();
+        writer.add_chunk(id, 0, 1, &encoded, &[0; 4]).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("evil.gbx");
+    std::fs::write(&file, writer.finish().unwrap().0).unwrap();
+    for format in ["reference", "safetensors"] {
+        let out = folder.path().join("out");
+        let message = stderr(&["decode", text(&file), "--out", text(&out), "--format", format], 2);
+        assert!(message.contains("run name") && message.contains("../evil"), "{message}");
+    }
+    assert!(!folder.path().join("evil").exists());
 }
