@@ -4,5 +4,6 @@ mod bad_input;
 mod configs;
 mod containers;
 mod engine;
+mod golden_gear;
 mod run;
 mod sweeps;

@@ -56,25 +56,29 @@ impl ByteCounts {
         if total == 0 {
             return 0.0;
         }
-        // Few bytes have few counts, and the logarithm is what takes time.
-        let mut known = [f64::NAN; 32];
-        let term = |count: u64| {
-            let p = count as f64 / total as f64;
-            p * p.log2()
-        };
-        let mut terms = [0.0; 256];
+        // Which values occur is unpredictable, so no branch depends on it.
+        let mut present = [0; 256];
         let mut used = 0;
-        for &count in self.0.iter().filter(|count| **count > 0) {
-            terms[used] = match known.get_mut(count as usize) {
-                Some(known) => {
-                    if known.is_nan() {
-                        *known = term(count);
-                    }
+        for &count in &self.0 {
+            present[used] = count;
+            used += usize::from(count > 0);
+        }
+        // Few bytes have few different counts, and the logarithm is what takes time.
+        let mut known = [f64::NAN; 32];
+        let mut terms = [0.0; 256];
+        for (sum, &count) in terms.iter_mut().zip(&present[..used]) {
+            let term = || {
+                let p = count as f64 / total as f64;
+                p * p.log2()
+            };
+            *sum = match known.get_mut(count as usize) {
+                Some(known) if known.is_nan() => {
+                    *known = term();
                     *known
                 }
-                None => term(count),
+                Some(known) => *known,
+                None => term(),
             };
-            used += 1;
         }
         -pairwise_sum(&terms[..used])
     }

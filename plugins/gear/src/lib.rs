@@ -205,10 +205,10 @@ impl Encoder {
     fn encode(&mut self, chunk: Chunk<'_>, delta: bool, mode: Mode, out: &mut Vec<u8>) -> Result<()> {
         let Self { streams, frames, plain, delta: delta_frame } = self;
         let smallest = mode == Mode::Smallest;
-        if delta {
-            streams.split_both(chunk)?;
-        } else {
-            streams.split(chunk)?;
+        match (delta, smallest) {
+            (false, _) => streams.split(chunk)?,
+            (true, true) => streams.split_both(chunk)?,
+            (true, false) => streams.split_delta(chunk)?,
         }
 
         let mut hi = (STORED, streams.hi());

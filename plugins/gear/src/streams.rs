@@ -73,6 +73,24 @@ impl Streams {
         Ok(())
     }
 
+    /// Splits a tensor into the delta of its high halves and its low halves; there are no high halves until another split.
+    ///
+    /// # Errors
+    /// As [`Streams::split`].
+    pub fn split_delta(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        let width = Width::of(chunk.dtype())?;
+        let len = chunk.bytes().len() / 2;
+        let row = chunk.shape().row();
+        self.hi.clear();
+        self.delta.resize(len, 0);
+        self.lo.resize(len, 0);
+        match width {
+            Width::Two => kernels::split16_delta(chunk.bytes(), row, &mut self.delta, &mut self.lo),
+            Width::Four => kernels::split32_delta(chunk.bytes(), row, &mut self.delta, &mut self.lo),
+        }
+        Ok(())
+    }
+
     /// Splits a tensor into all three streams in one pass.
     ///
     /// # Errors
