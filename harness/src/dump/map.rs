@@ -94,7 +94,7 @@ impl Tensor {
 }
 
 /// Pieces up to this size are read instead of mapped: with chunks of 32 KiB, mapping and page faults took more than half of a sweep.
-const SMALL: u64 = 256 << 10;
+const SMALL: u64 = 64 << 10;
 
 /// Maps `len` bytes from `offset`, at least one.
 #[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]

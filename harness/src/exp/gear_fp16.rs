@@ -96,8 +96,7 @@ impl GearFp16Args {
             }
         }
 
-        let mut written = Vec::new();
-        for (output, mut file) in outputs {
+        let write = |(output, mut file): (Output, AtomicFile)| {
             let path = file.path().to_path_buf();
             let failed = |error: std::io::Error| Error::io(&path, &error);
             match output {
@@ -121,8 +120,9 @@ impl GearFp16Args {
                     file.write_all(summary::grouped(&rows, &self.group_bins).as_bytes()).map_err(failed)?;
                 }
             }
-            written.push(file);
-        }
+            Ok(file)
+        };
+        let written: Vec<AtomicFile> = outputs.into_par_iter().map(write).collect::<Result<_>>()?;
         let paths: Vec<_> = written.iter().map(|file| file.path().display().to_string()).collect();
         for file in written {
             file.commit()?;
