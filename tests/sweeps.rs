@@ -64,6 +64,14 @@ fn sweep_of_settings_runs_each_once() {
 }
 
 #[test]
+fn pipeline_of_the_command_line_may_hold_sweeps() {
+    let pipeline = r#"{ "routes": [{ "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }] }"#;
+    assert_eq!(json(&["sweep", "--pipeline", pipeline])["rows"].as_array().unwrap().len(), 2);
+    let message = stderr(&["bench", "--pipeline", pipeline], 2);
+    assert!(message.contains("`/routes/0/codec/level`: expected one pipeline"), "{message}");
+}
+
+#[test]
 fn pipeline_that_is_not_legal_is_a_row_with_its_reason() {
     let pipeline = r#"{ "routes": [{ "layers": "0..2", "codec": { "id": "gear" } }] }"#;
     let sweep = json(&["sweep", "--pipeline", pipeline, "--pipeline", "store"]);
@@ -86,10 +94,8 @@ fn receipt_names_versions_threads_and_the_input_digest() {
 fn wrong_settings_name_pointer_and_range_before_any_work() {
     let pipeline = r#"{ "routes": [{ "codec": { "id": "zstd", "level": 23 } }] }"#;
     let message = stderr(&["sweep", "--pipeline", pipeline], 2);
-    assert!(
-        message.contains("`/routes/0/codec`") && message.contains("`/level`: 23 is out of range, expected -7 to 22"),
-        "{message}"
-    );
+    let expected = "plugin `zstd`: `/routes/0/codec/level`: 23 is out of range, expected -7 to 22";
+    assert!(message.contains(expected), "{message}");
     let message = stderr(&["sweep", "--pipeline", "gaer"], 2);
     assert!(message.contains("did you mean `gear`"), "{message}");
 }

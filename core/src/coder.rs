@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{
-    Bound, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, ErrorKind, Lane, LaneRef, LaneSpec, Latents, Limits,
+    Bound, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, Lane, LaneRef, LaneSpec, Latents, Limits,
     LossyTransform, Needs, Result, ResultExt, Shape, bits,
 };
 
@@ -78,6 +78,8 @@ pub struct ChunkCoder {
     transforms: Vec<Arc<dyn LossyTransform>>,
     /// Lane name to codec and its slot in the pipeline; `*` for the rest.
     codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
+    needs: Needs,
+    lossless: bool,
 }
 
 impl ChunkCoder {
@@ -85,22 +87,33 @@ impl ChunkCoder {
         transforms: Vec<Arc<dyn LossyTransform>>,
         codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
     ) -> Self {
-        Self { transforms, codecs }
+        let lossless = transforms.iter().all(|transform| transform.bound() == Bound::Lossless);
+        let needs = transforms.iter().map(|transform| transform.capabilities().needs);
+        let needs = needs.chain(codecs.values().map(|(_, codec)| codec.capabilities().needs));
+        let needs = needs.fold(Needs::default(), Needs::or);
+        Self { transforms, codecs, needs, lossless }
     }
 
     pub(crate) fn replace_codec(&mut self, slot: usize, codec: &Arc<dyn Codec>) {
         for (place, held) in self.codecs.values_mut() {
             if *place == slot {
                 *held = Arc::clone(codec);
+                self.needs = self.needs.or(codec.capabilities().needs);
             }
         }
     }
 
+    /// The codec of a lane: by its name, by the name without the index of an earlier transform, or the one for the rest.
+    fn find(&self, lane: &str) -> Option<(usize, &dyn Codec)> {
+        let bare = side_name(lane).and_then(|(_, name)| self.codecs.get(name));
+        let found = self.codecs.get(lane).or(bare).or_else(|| self.codecs.get("*"));
+        found.map(|(slot, codec)| (*slot, codec.as_ref()))
+    }
+
     fn codec(&self, lane: &str) -> Result<(usize, &dyn Codec)> {
-        let found = self.codecs.get(lane).or_else(|| self.codecs.get("*"));
-        found.map(|(slot, codec)| (*slot, codec.as_ref())).ok_or_else(|| {
+        self.find(lane).ok_or_else(|| {
             let known: Vec<_> = self.codecs.keys().map(|name| format!("`{name}`")).collect();
-            Error::invalid_config(format!(
+            Error::unsupported(format!(
                 "no codec for lane `{lane}`: there are codecs for {} and no `*`",
                 known.join(", ")
             ))
@@ -109,7 +122,7 @@ impl ChunkCoder {
 
     /// Whether every bit comes back.
     pub fn is_lossless(&self) -> bool {
-        self.transforms.iter().all(|transform| transform.bound() == Bound::Lossless)
+        self.lossless
     }
 
     /// Number of transforms before the codecs.
@@ -119,9 +132,7 @@ impl ChunkCoder {
 
     /// What its plugins need to know.
     pub fn needs(&self) -> Needs {
-        let transforms = self.transforms.iter().map(|transform| transform.capabilities().needs);
-        let codecs = self.codecs.values().map(|(_, codec)| codec.capabilities().needs);
-        transforms.chain(codecs).fold(Needs::default(), Needs::or)
+        self.needs
     }
 
     /// Checks that tensors of a type can be coded, before any work starts.
@@ -129,7 +140,7 @@ impl ChunkCoder {
     /// Lanes that a transform will write are known only when it runs; their codecs refuse them then.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] with the reason: element type, or a need that `offered` lacks.
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with the reason: element type, or a need that `offered` lacks.
     pub fn check(&self, dtype: DType, offered: Needs) -> Result<()> {
         let needs = self.needs();
         let lacks = [
@@ -142,14 +153,13 @@ impl ChunkCoder {
             return Err(Error::unsupported(format!("a plugin needs {what}, which the dump does not hold")));
         }
         let elem = Elem::from(dtype);
-        let elems = match self.transforms.first() {
-            Some(transform) => transform.capabilities().elems,
-            None => self.codec(LaneSpec::TENSOR)?.1.capabilities().elems,
-        };
-        if elems.contains(elem) {
-            return Ok(());
+        let codec =
+            if self.transforms.is_empty() { Some(self.codec(LaneSpec::TENSOR)?.1.capabilities()) } else { None };
+        let transforms = self.transforms.iter().map(|transform| transform.capabilities());
+        match codec.into_iter().chain(transforms).find(|takes| !takes.elems.contains(elem)) {
+            Some(takes) => Err(Error::unsupported(format!("expected a tensor of {}, got {elem}", takes.elems))),
+            None => Ok(()),
         }
-        Err(Error::unsupported(format!("expected a tensor of {elems}, got {elem}")))
     }
 
     /// Whether the codec in this slot of the pipeline codes any lane of this layer and role.
@@ -160,7 +170,8 @@ impl ChunkCoder {
     /// The lanes that reach the codecs.
     ///
     /// # Errors
-    /// What the transforms report.
+    /// What the transforms report; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if one writes no tensor for the next, a lane
+    /// with a `.` in its name, or a lane without a codec.
     pub fn lanes<'a>(&self, chunk: Chunk<'a>, cx: &Context<'_>) -> Result<Vec<RoutedLane<'a>>> {
         if self.transforms.is_empty() {
             let (slot, _) = self.codec(LaneSpec::TENSOR)?;
@@ -169,6 +180,7 @@ impl ChunkCoder {
         }
         let mut latents = Latents::new();
         self.transforms[0].forward(chunk, cx, &mut latents)?;
+        check_names(0, &latents)?;
         let mut done = Vec::new();
         for (idx, transform) in self.transforms.iter().enumerate().skip(1) {
             let expected = LaneSpec::tensor(chunk.dtype(), chunk.shape());
@@ -177,6 +189,7 @@ impl ChunkCoder {
             done.extend(latents.into_lanes().into_iter().map(|lane| side_lane(idx - 1, lane)));
             latents = Latents::new();
             transform.forward(tensor.as_chunk()?, cx, &mut latents)?;
+            check_names(idx, &latents)?;
         }
         done.extend(latents.into_lanes());
         done.into_iter()
@@ -214,8 +227,9 @@ impl ChunkCoder {
     /// Decodes a chunk from its stored lanes.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`], naming the lane, if the bytes are not what [`ChunkCoder::encode`] writes for such a chunk;
-    /// [`ErrorKind::LimitExceeded`] if a lane is larger than allowed.
+    /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt), naming the lane, if the bytes are not what [`ChunkCoder::encode`] writes for
+    /// such a chunk;
+    /// [`ErrorKind::LimitExceeded`](crate::ErrorKind::LimitExceeded) if a lane is larger than allowed.
     pub fn decode<'a>(
         &self,
         lanes: impl IntoIterator<Item = StoredLane<'a>>,
@@ -248,7 +262,10 @@ impl ChunkCoder {
     fn decode_lane(&self, lane: StoredLane<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {
         let stored = stored_len(lane.spec);
         match (lane.coding, lane.spec.elem) {
-            (LaneCoding::Codec, _) => self.codec(&lane.spec.name)?.1.decode(lane.bytes, lane.spec, cx, out),
+            (LaneCoding::Codec, _) => match self.find(&lane.spec.name) {
+                Some((_, codec)) => codec.decode(lane.bytes, lane.spec, cx, out),
+                None => Err(Error::corrupt("the pipeline has no codec for it")),
+            },
             (LaneCoding::Stored, _) if lane.bytes.len() != stored => {
                 Err(Error::corrupt(format!("expected {stored} stored bytes, got {}", lane.bytes.len())))
             }
@@ -295,10 +312,24 @@ pub(crate) fn stored_len(spec: &LaneSpec) -> usize {
 }
 
 fn not_a_tensor(idx: usize, expected: &LaneSpec) -> Error {
-    Error::new(
-        ErrorKind::InvalidConfig,
-        format!("`/transforms/{idx}`: another transform follows, but this one writes no {expected}"),
-    )
+    Error::unsupported(format!("`/transforms/{idx}`: another transform follows, but this one writes no {expected}"))
+}
+
+/// Refuses names that could be taken for those of [`side_lane`].
+fn check_names(idx: usize, latents: &Latents) -> Result<()> {
+    let dotted = latents.lanes().iter().find(|lane| lane.spec.name.contains('.'));
+    dotted.map_or(Ok(()), |lane| {
+        Err(Error::unsupported(format!(
+            "`/transforms/{idx}`: expected lane names without `.`, which ends the index of an earlier transform, got `{}`",
+            lane.spec.name
+        )))
+    })
+}
+
+/// Index of the transform and bare name of a lane that [`side_lane`] named.
+fn side_name(name: &str) -> Option<(usize, &str)> {
+    let (idx, name) = name.split_once('.')?;
+    Some((idx.parse().ok()?, name))
 }
 
 fn side_lane(idx: usize, lane: Lane) -> Lane {
@@ -307,7 +338,7 @@ fn side_lane(idx: usize, lane: Lane) -> Lane {
 }
 
 fn side_owner(lane: Lane, last: usize) -> (usize, Lane) {
-    let owner = lane.spec.name.split_once('.').and_then(|(idx, name)| Some((idx.parse().ok()?, name.to_owned())));
+    let owner = side_name(&lane.spec.name).map(|(idx, name)| (idx, name.to_owned()));
     match owner {
         Some((idx, name)) if idx < last => (idx, Lane { spec: LaneSpec { name: name.into(), ..lane.spec }, ..lane }),
         _ => (last, lane),

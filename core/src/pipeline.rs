@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::coder::ChunkCoder;
-use crate::{Artifact, Codec, DType, Error, LossyTransform, Needs, Registry, Result, ResultExt, Role, Sample, config};
+use crate::{
+    Artifact, Codec, DType, Entry, Error, LossyTransform, Needs, Registry, Result, ResultExt, Role, Sample, config,
+};
 
 /// A pipeline as it is written down.
 ///
@@ -132,6 +134,7 @@ impl JsonSchema for PluginSpec {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",
+            "x-expected": "an object with the string `id`",
             "description": "A plugin and its settings.",
             "properties": { "id": { "type": "string", "description": "Id or alias of the plugin." } },
             "required": ["id"]
@@ -140,6 +143,9 @@ impl JsonSchema for PluginSpec {
 }
 
 /// One codec for all lanes, or one per lane name with `*` for the rest.
+///
+/// In a chain of transforms, the lanes that an earlier one leaves beside the tensor are named `{index}.{name}`, the index counting
+/// transforms from 0: `0.scales`. A codec is looked up by that name, then by the bare one (`scales`), then by `*`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CodecSpec {
     /// The same codec for every lane.
@@ -177,13 +183,29 @@ impl JsonSchema for CodecSpec {
         let plugin = generator.subschema_for::<PluginSpec>();
         json_schema!({
             "type": "object",
-            "description": "A codec for all lanes (an object with `id`), or an object from lane name to codec with `*` for the rest.",
-            "if": { "properties": { "id": { "type": "string" } }, "required": ["id"] },
+            "x-expected": CODEC,
+            "description": "A codec for all lanes (an object with `id`), or an object from lane name to codec with `*` for the rest. Lanes beside the tensor of an earlier transform are named `{index}.{name}`; the bare name matches them too.",
+            "if": { "type": "object", "properties": { "id": { "type": "string" } }, "required": ["id"] },
             "then": plugin,
-            "else": { "additionalProperties": plugin, "minProperties": 1 }
+            "else": {
+                "additionalProperties": {
+                    "type": "object",
+                    "x-expected": "an object with `id` (without `id`, the keys of a codec are lane names)",
+                    "properties": { "id": { "type": "string", "description": "Id or alias of the plugin." } },
+                    "required": ["id"]
+                },
+                "minProperties": 1,
+                "x-expected": CODEC
+            }
         })
     }
 }
+
+/// What a [`CodecSpec`] may be, for messages.
+const CODEC: &str = "a codec with `id`, or an object from lane name to codec";
+
+/// What a [`LayerRange`] may be, for messages.
+const LAYERS: &str = "`A..B`, `A..`, `..B` or `..` with A < B";
 
 /// Layers `A..B`, B exclusive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,7 +227,7 @@ impl LayerRange {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a layer range, expected `A..B`, `A..`, `..B` or `..` with A < B");
+        let wrong = || format!("expected {LAYERS}, got `\"{text}\"`");
         let (start, end) = text.split_once("..").ok_or_else(wrong)?;
         let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
         let start = if start.trim().is_empty() { 0 } else { number(start)? };
@@ -242,7 +264,12 @@ impl JsonSchema for LayerRange {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "description": "Layers `A..B`, B exclusive; either end may be left out." })
+        json_schema!({
+            "type": "string",
+            "pattern": r"^\s*[0-9]*\s*\.\.\s*[0-9]*\s*$",
+            "x-expected": LAYERS,
+            "description": "Layers `A..B`, B exclusive; either end may be left out."
+        })
     }
 }
 
@@ -402,7 +429,12 @@ pub struct Pipeline {
     plugins: Vec<PluginUse>,
     slots: Vec<Slot>,
     routes: Vec<Route>,
+    needs: Needs,
+    lossless: bool,
 }
+
+/// Most routes of a pipeline; each is compared with every earlier one.
+const MAX_ROUTES: usize = 4096;
 
 impl Pipeline {
     /// Builds every plugin of a spec.
@@ -413,6 +445,12 @@ impl Pipeline {
     pub fn build(spec: &PipelineSpec, registry: &Registry) -> Result<Self> {
         if spec.routes.is_empty() {
             return Err(Error::invalid_config("`/routes`: expected at least one route, got none"));
+        }
+        if spec.routes.len() > MAX_ROUTES {
+            return Err(Error::invalid_config(format!(
+                "`/routes`: expected at most {MAX_ROUTES} routes, got {}",
+                spec.routes.len()
+            )));
         }
         let mut builder = Builder { registry, plugins: Vec::new(), slots: Vec::new() };
         let mut resolved = Vec::new();
@@ -435,7 +473,10 @@ impl Pipeline {
         let name =
             spec.name.clone().unwrap_or_else(|| spec.routes.iter().map(route_name).collect::<Vec<_>>().join("; "));
         let spec = PipelineSpec { name: spec.name.clone(), routes: resolved, chunking: spec.chunking };
-        Ok(Self { name, spec, plugins, slots, routes })
+        let coders = || routes.iter().flat_map(|route| &route.coders);
+        let needs = coders().fold(Needs::default(), |needs, coder| needs.or(coder.needs()));
+        let lossless = coders().all(ChunkCoder::is_lossless);
+        Ok(Self { name, spec, plugins, slots, routes, needs, lossless })
     }
 
     /// The spec with ids instead of aliases and every default filled in.
@@ -473,13 +514,12 @@ impl Pipeline {
 
     /// What any coder of the pipeline needs to know.
     pub fn needs(&self) -> Needs {
-        let coders = self.routes.iter().flat_map(|route| &route.coders);
-        coders.fold(Needs::default(), |needs, coder| needs.or(coder.needs()))
+        self.needs
     }
 
     /// Whether every coder gives back every bit.
     pub fn is_lossless(&self) -> bool {
-        self.routes.iter().flat_map(|route| &route.coders).all(ChunkCoder::is_lossless)
+        self.lossless
     }
 
     /// Checks that tensors of a type can be coded, before any work starts.
@@ -527,6 +567,7 @@ impl Pipeline {
         place.artifact = Some(artifact);
         for coder in self.routes.iter_mut().flat_map(|route| &mut route.coders) {
             coder.replace_codec(slot, &codec);
+            self.needs = self.needs.or(coder.needs());
         }
         Ok(())
     }
@@ -549,8 +590,8 @@ impl Builder<'_> {
         let mut resolved = RouteSpec { layers: spec.layers, ..RouteSpec::default() };
         if let Some(evict) = &spec.evict {
             let entry = self.registry.eviction(&evict.id);
-            let entry = entry.context(|| format!("`{pointer}/evict`"))?;
-            let policy = entry.build(&evict.settings_value()).context(|| format!("`{pointer}/evict`"))?;
+            let entry = entry.context(|| format!("`{pointer}/evict/id`"))?;
+            let policy = build(entry, evict, &format!("{pointer}/evict"))?;
             self.note(&entry.id, entry.format_version);
             resolved.evict = Some(PluginSpec::resolved(&entry.id, policy.config()));
         }
@@ -618,7 +659,7 @@ impl Builder<'_> {
                 let mut lanes = Lanes::new();
                 let mut specs = BTreeMap::new();
                 for (name, plugin) in plugins {
-                    let (slot, resolved) = self.slot(plugin, &format!("{pointer}/{name}"))?;
+                    let (slot, resolved) = self.slot(plugin, &config::join(pointer, name))?;
                     lanes.insert(name.clone(), slot);
                     specs.insert(name.clone(), resolved);
                 }
@@ -629,7 +670,7 @@ impl Builder<'_> {
 
     fn slot(&mut self, plugin: &PluginSpec, pointer: &str) -> Result<(usize, PluginSpec)> {
         let entry = self.registry.codec(&plugin.id).context(|| format!("`{pointer}/id`"))?;
-        let codec = entry.build(&plugin.settings_value()).context(|| format!("`{pointer}`"))?;
+        let codec = build(entry, plugin, pointer)?;
         let resolved = PluginSpec::resolved(&entry.id, codec.config());
         self.note(&entry.id, entry.format_version);
         self.slots.push(Slot { pointer: pointer.to_owned(), codec, artifact: None });
@@ -640,14 +681,23 @@ impl Builder<'_> {
         let mut built = Vec::new();
         let mut specs = Vec::new();
         for (idx, plugin) in list.iter().enumerate() {
-            let entry = self.registry.transform(&plugin.id).context(|| format!("`{pointer}/{idx}/id`"))?;
-            let transform = entry.build(&plugin.settings_value()).context(|| format!("`{pointer}/{idx}`"))?;
+            let pointer = format!("{pointer}/{idx}");
+            let entry = self.registry.transform(&plugin.id).context(|| format!("`{pointer}/id`"))?;
+            let transform = build(entry, plugin, &pointer)?;
             specs.push(PluginSpec::resolved(&entry.id, transform.config()));
             self.note(&entry.id, entry.format_version);
             built.push(transform);
         }
         Ok((built, specs))
     }
+}
+
+/// Builds a plugin; the findings of its schema start at `pointer`, as if the pipeline's own schema held it.
+fn build<T: ?Sized>(entry: &Entry<T>, plugin: &PluginSpec, pointer: &str) -> Result<Arc<T>> {
+    let settings = plugin.settings_value();
+    let name = || format!("plugin `{}`", entry.id);
+    config::check_at(&entry.schema, &settings, pointer).context(name)?;
+    (entry.build)(&settings).context(name).context(|| format!("`{pointer}`"))
 }
 
 fn plugin_name(plugin: &PluginSpec) -> String {

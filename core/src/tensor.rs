@@ -274,8 +274,10 @@ pub struct Rope {
     /// Which channels form a pair.
     pub pairing: RopePairing,
     /// Base of the geometric series of frequencies, such as 10000.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub theta: f64,
     /// Channels that are rotated, counted from the first; even.
+    #[schemars(range(min = 2))]
     pub rotary_dim: usize,
     /// Change of the frequencies for long contexts.
     #[serde(default)]
@@ -302,15 +304,19 @@ pub enum RopeScaling {
     /// Every frequency divided by `factor`.
     Linear {
         /// Divisor of all frequencies.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         factor: f64,
     },
     /// Low frequencies divided by `factor`, high ones kept, with a smooth step between (Llama 3.1).
     Llama3 {
         /// Divisor of low frequencies.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         factor: f64,
         /// Wavelengths above `original_context / low_freq_factor` are scaled in full.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         low_freq_factor: f64,
         /// Wavelengths below `original_context / high_freq_factor` are kept.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         high_freq_factor: f64,
         /// Context length the model was trained on, in tokens.
         original_context: u32,

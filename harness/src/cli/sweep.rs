@@ -29,7 +29,7 @@ pub(super) struct SweepArgs {
     /// Dump to read, may be repeated [default: the config's, else the bundled sample]
     #[arg(long, value_name = "PATH")]
     dump: Vec<PathBuf>,
-    /// Pipeline to run, may be repeated: a `.json` file, JSON text or the id of a codec
+    /// Pipeline to run, may be repeated: a `.json` file, JSON text or the id of a codec; any value may be `{"sweep": […]}`
     #[arg(long, value_name = "PIPELINE", conflicts_with = "config")]
     pipeline: Vec<String>,
     /// Folder for sweep.json, sweep.csv and sweep.md
@@ -49,7 +49,7 @@ impl SweepArgs {
     pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
         let mut config = self.config.as_deref().map(SweepConfig::read).transpose()?.unwrap_or_default();
         for text in &self.pipeline {
-            config.pipelines.push(crate::pipelines::parse(text, registry)?.to_value());
+            config.pipelines.push(crate::pipelines::read(text, registry)?);
         }
         let specs = config.pipelines(registry)?;
         let mut paths = if self.dump.is_empty() { config.dumps } else { self.dump.clone() };
