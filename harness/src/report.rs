@@ -37,7 +37,7 @@ impl std::fmt::Display for Columns {
 /// Prints a value as indented JSON on standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::invalid_input(error.to_string()))?;
     print(&text)
