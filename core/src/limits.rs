@@ -9,7 +9,7 @@ pub struct Limits {
     pub header: usize,
     /// Bytes of the head of one record.
     pub record_head: usize,
-    /// Bytes of one decoded lane or tensor chunk.
+    /// Bytes of one tensor chunk, and of all its decoded lanes together.
     pub lane: usize,
     /// Lanes in one chunk.
     pub lanes: usize,

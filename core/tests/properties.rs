@@ -97,4 +97,21 @@ proptest! {
         let _ = Container::open(file.as_slice(), &Limits::default());
         let _ = Container::recover(file.as_slice(), &Limits::default());
     }
+
+    #[test]
+    fn recovery_accounts_for_every_byte_of_a_damaged_file(
+        cuts in prop::collection::vec((any::<prop::sample::Index>(), 0usize..40, prop::collection::vec(any::<u8>(), 0..6)), 1..4),
+    ) {
+        let (mut file, ..) = common::sample(&mut common::pipeline(common::CHAIN));
+        let header = common::split(&file).0.len();
+        for (at, len, added) in cuts {
+            let at = header + at.index(file.len() - header);
+            file.splice(at..file.len().min(at + len), added);
+        }
+        let (container, damage) = Container::recover(file.as_slice(), &Limits::default()).unwrap();
+        let damaged: u64 = damage.iter().map(|damage| damage.range.end - damage.range.start).sum();
+        prop_assert_eq!(container.ledger().total() + damaged, file.len() as u64);
+        let opened = Container::open(file.as_slice(), &Limits::default()).is_ok();
+        prop_assert!(!opened || damage.is_empty(), "{damage:?}");
+    }
 }

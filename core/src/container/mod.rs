@@ -3,7 +3,9 @@
 //! `docs/FORMAT.md` holds the format byte by byte. [`ContainerWriter`] writes it, [`Container`] reads it; a file without its end is
 //! walked by [`Container::recover`], which says where the damage lies.
 
+mod cover;
 mod reader;
+mod record;
 mod source;
 mod wire;
 mod writer;
@@ -38,9 +40,8 @@ mod tag {
     pub(super) const ALL: [u8; 7] = [RUN, SEQUENCE, LANE, ARTIFACT, CHUNK, DIGEST, INDEX];
 }
 
-/// The JSON at the start of a container.
+/// The JSON at the start of a container. Keys that a later minor version adds are passed over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Header {
     /// Name and version of the program that wrote it.
     pub writer: String,
@@ -64,13 +65,13 @@ pub struct RunInfo {
 impl RunInfo {
     /// The ids of a run of tokens, if all of them are known.
     pub fn tokens(&self, first: u64, seq: usize) -> Option<Vec<u32>> {
+        let end = first.checked_add(seq as u64)?;
         let mut ids = Vec::new();
-        let end = first + seq as u64;
         let mut at = first;
         for (start, span) in &self.tokens {
-            let span_end = start + span.len() as u64;
-            if at >= *start && at < span_end {
-                let stop = span_end.min(end);
+            let Some(span_end) = start.checked_add(span.len() as u64) else { continue };
+            let stop = span_end.min(end);
+            if *start <= at && at < stop {
                 ids.extend_from_slice(&span[(at - start) as usize..(stop - start) as usize]);
                 at = stop;
             }
@@ -108,9 +109,9 @@ pub struct SequenceInfo {
 }
 
 impl SequenceInfo {
-    /// Tokens of all entries.
+    /// Tokens of all entries; saturates.
     pub fn seq(&self) -> usize {
-        self.entries.iter().map(|entry| entry.span.seq).sum()
+        self.entries.iter().fold(0, |sum: usize, entry| sum.saturating_add(entry.span.seq))
     }
 
     /// Shape of a run of its tokens.
@@ -118,9 +119,9 @@ impl SequenceInfo {
         Shape::new(seq, self.heads, self.dim)
     }
 
-    /// Bytes of the original tensors.
+    /// Bytes of the original tensors; saturates.
     pub fn original_bytes(&self) -> u64 {
-        self.shape(self.seq()).elements() as u64 * self.dtype.size() as u64
+        (self.shape(self.seq()).elements() as u64).saturating_mul(self.dtype.size() as u64)
     }
 
     /// Positions of the entries.

@@ -99,8 +99,9 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(crate) fn str(&mut self) -> Result<&'a str> {
-        let len = self.varint_max(self.remaining(), "string length")?;
+    /// Reads a string of at most `limit` bytes.
+    pub(crate) fn str_max(&mut self, limit: usize, what: &str) -> Result<&'a str> {
+        let len = self.varint_max(limit, what)?;
         std::str::from_utf8(self.take(len)?).map_err(|error| Error::corrupt(format!("string is not UTF-8: {error}")))
     }
 

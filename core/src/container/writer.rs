@@ -1,14 +1,20 @@
 //! Writing containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::cover::Cover;
+use super::record::{MAX_LANE_NAME, MAX_NUMBER, MAX_RUN_NAME, check_lanes, max_head, max_payload};
 use super::wire::{put_str, put_varint};
 use super::{END_MAGIC, Header, MAGIC, RunInfo, SequenceInfo, VERSION, tag};
+use crate::coder::checked_bytes;
 use crate::ledger::{Account, Ledger, Section};
-use crate::{DType, Elem, EncodedChunk, Error, ErrorKind, LaneCoding, LaneSpec, Pipeline, Result, Shape, Stage};
+use crate::{
+    DType, Elem, EncodedChunk, Error, ErrorKind, LaneCoding, LaneSpec, Limits, Pipeline, Result, ResultExt, Role,
+    Shape, Stage,
+};
 
 /// A run that was added to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,10 +28,13 @@ struct OpenSequence {
     info: SequenceInfo,
     /// Tokens whose chunks are still to come.
     missing: usize,
+    cover: Cover,
     digest: Xxh3,
 }
 
 /// Writes a container front to back; nothing is ever rewritten.
+///
+/// It refuses what [`Container::open`](super::Container::open) would refuse under the default [`Limits`].
 ///
 /// Call [`ContainerWriter::finish`]: a container without its end is readable only by [`Container::recover`](super::Container::recover).
 pub struct ContainerWriter<W: Write> {
@@ -36,6 +45,8 @@ pub struct ContainerWriter<W: Write> {
     index: Vec<u8>,
     runs: usize,
     sequences: Vec<OpenSequence>,
+    /// Run, layer and role of every sequence.
+    places: BTreeSet<(RunId, u32, Role)>,
     lanes: BTreeMap<(String, u8, u8), u64>,
     /// Scratch of the record that is being made.
     head: Vec<u8>,
@@ -46,7 +57,7 @@ impl<W: Write> ContainerWriter<W> {
     /// Starts a container: magic, version, the resolved pipeline and its trained models.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if `out` fails.
+    /// [`ErrorKind::LimitExceeded`] if pipeline or models are too large; [`ErrorKind::Io`] if `out` fails.
     pub fn new(out: W, pipeline: &Pipeline) -> Result<Self> {
         let mut writer = Self {
             out,
@@ -55,6 +66,7 @@ impl<W: Write> ContainerWriter<W> {
             index: Vec::new(),
             runs: 0,
             sequences: Vec::new(),
+            places: BTreeSet::new(),
             lanes: BTreeMap::new(),
             head: Vec::new(),
             record: Vec::new(),
@@ -65,6 +77,7 @@ impl<W: Write> ContainerWriter<W> {
             plugins: pipeline.plugins().to_vec(),
         };
         let json = serde_json::to_vec(&header).map_err(|error| Error::invalid_config(error.to_string()))?;
+        check_limit("bytes of the header", json.len(), Limits::default().header)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.0.to_le_bytes());
         bytes.extend_from_slice(&VERSION.1.to_le_bytes());
@@ -74,6 +87,7 @@ impl<W: Write> ContainerWriter<W> {
         writer.put(&bytes)?;
         writer.ledger.add(Section::FileHeader, bytes.len());
         for (slot, artifact) in pipeline.artifacts() {
+            check_limit("codec number", slot, MAX_NUMBER)?;
             put_varint(&mut writer.head, slot as u64);
             put_payload(&mut writer.head, &artifact.0);
             let len = writer.put_record(tag::ARTIFACT, &artifact.0)?;
@@ -90,10 +104,17 @@ impl<W: Write> ContainerWriter<W> {
 
     /// Writes `self.head` and a payload as one record; returns its length.
     fn put_record(&mut self, tag: u8, payload: &[u8]) -> Result<usize> {
+        let limits = Limits::default();
+        let mut head = std::mem::take(&mut self.head);
+        check_limit("bytes of a record head", head.len(), max_head(tag, &limits).unwrap_or(0))?;
+        if tag != tag::CHUNK {
+            check_limit("bytes of a payload", payload.len(), max_payload(tag, &limits))?;
+        }
         self.record.clear();
         self.record.push(tag);
-        put_varint(&mut self.record, self.head.len() as u64);
-        self.record.append(&mut self.head);
+        put_varint(&mut self.record, head.len() as u64);
+        self.record.append(&mut head);
+        self.head = head;
         let checksum = crc32c::crc32c(&self.record);
         self.record.extend_from_slice(&checksum.to_le_bytes());
         let record = std::mem::take(&mut self.record);
@@ -109,8 +130,14 @@ impl<W: Write> ContainerWriter<W> {
     /// Adds a request.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the output fails.
+    /// [`ErrorKind::LimitExceeded`] if its name has more than 4096 bytes or there are too many token ids; [`ErrorKind::ShapeMismatch`]
+    /// if spans of token ids overlap or are not ascending; [`ErrorKind::Io`] if the output fails.
     pub fn add_run(&mut self, run: &RunInfo) -> Result<RunId> {
+        check_limit("bytes of a run name", run.name.len(), MAX_RUN_NAME)?;
+        let mut end = 0;
+        for (start, ids) in &run.tokens {
+            end = next_end(end, *start, ids.len())?;
+        }
         let rope = match &run.rope {
             Some(rope) => serde_json::to_string(rope).map_err(|error| Error::invalid_config(error.to_string()))?,
             None => String::new(),
@@ -137,9 +164,26 @@ impl<W: Write> ContainerWriter<W> {
     /// Adds a sequence of a run; its chunks follow in the order of their tokens.
     ///
     /// # Errors
-    /// [`ErrorKind::ShapeMismatch`] if its entries overlap or are not ascending; [`ErrorKind::Io`] if the output fails.
+    /// [`ErrorKind::ShapeMismatch`] if its run was not added, the run has a sequence of this layer and role already, or its entries
+    /// overlap or are not ascending; [`ErrorKind::LimitExceeded`] if a token or the list of entries is too large;
+    /// [`ErrorKind::Io`] if the output fails.
     pub fn add_sequence(&mut self, info: SequenceInfo) -> Result<SequenceId> {
         let id = self.sequences.len();
+        let place = (info.run, info.layer, info.role);
+        if info.run.0 >= self.runs {
+            return Err(Error::shape(format!("run {} was not added", info.run.0)));
+        }
+        if self.places.contains(&place) {
+            return Err(Error::shape(format!(
+                "run {}, layer {}, {} has a sequence already",
+                info.run.0, info.layer, info.role
+            )));
+        }
+        checked_bytes(info.shape(1), info.dtype.size(), &Limits::default())?;
+        let mut end = 0;
+        for entry in &info.entries {
+            end = next_end(end, entry.span.start, entry.span.seq)?;
+        }
         for value in [id as u64, info.run.0 as u64, u64::from(info.layer)] {
             put_varint(&mut self.head, value);
         }
@@ -149,22 +193,16 @@ impl<W: Write> ContainerWriter<W> {
         }
         let mut end = 0;
         for entry in &info.entries {
-            let Some(gap) = entry.span.start.checked_sub(end) else {
-                self.head.clear();
-                return Err(Error::shape(format!(
-                    "entry at token {} starts before token {end}, where the previous one ends",
-                    entry.span.start
-                )));
-            };
-            put_varint(&mut self.head, gap);
+            put_varint(&mut self.head, entry.span.start - end);
             put_varint(&mut self.head, entry.span.seq as u64);
             self.head.push(stage_code(entry.stage));
             end = entry.span.start + entry.span.seq as u64;
         }
         let len = self.put_record(tag::SEQUENCE, &[])?;
         self.ledger.add_to(account(Section::Sequence, &info), len);
-        let missing = info.seq();
-        self.sequences.push(OpenSequence { info, missing, digest: Xxh3::new() });
+        self.places.insert(place);
+        let (missing, cover) = (info.seq(), Cover::new(&info.entries));
+        self.sequences.push(OpenSequence { info, missing, cover, digest: Xxh3::new() });
         Ok(SequenceId(id))
     }
 
@@ -178,6 +216,7 @@ impl<W: Write> ContainerWriter<W> {
         if let Some(id) = self.lanes.get(&key) {
             return Ok(*id);
         }
+        check_limit("lane number", self.lanes.len() + 1, MAX_NUMBER)?;
         let id = self.lanes.len() as u64 + 1;
         put_varint(&mut self.head, id);
         self.head.extend_from_slice(&[code, width]);
@@ -191,7 +230,8 @@ impl<W: Write> ContainerWriter<W> {
     /// Adds the next chunk of a sequence. `decoded` is the tensor that decoding gives; its digest is stored.
     ///
     /// # Errors
-    /// [`ErrorKind::ShapeMismatch`] if the chunk is longer than what is left of its sequence, or `decoded` has another length;
+    /// [`ErrorKind::ShapeMismatch`] if the chunk does not hold the next tokens of its sequence or crosses a gap, its lanes do not make
+    /// up its bytes, or `decoded` has another length; [`ErrorKind::LimitExceeded`] if chunk, lanes or lane names are too large;
     /// [`ErrorKind::Io`] if the output fails.
     pub fn add_chunk(
         &mut self,
@@ -205,16 +245,17 @@ impl<W: Write> ContainerWriter<W> {
             .sequences
             .get_mut(sequence.0)
             .ok_or_else(|| Error::shape(format!("sequence {} was not added", sequence.0)))?;
-        if seq > open.missing {
-            return Err(Error::shape(format!("expected at most {} more tokens, got {seq}", open.missing)));
-        }
-        let tensor = LaneSpec::tensor(open.info.dtype, open.info.shape(seq));
+        let info = &open.info;
+        let place = || format!("chunk of sequence {} (layer {}, {})", sequence.0, info.layer, info.role);
+        let tensor = LaneSpec::tensor(info.dtype, info.shape(seq));
+        check_chunk(chunk, &tensor).context(place)?;
         if decoded.len() != tensor.byte_len() {
             return Err(Error::shape(format!("expected {} decoded bytes, got {}", tensor.byte_len(), decoded.len())));
         }
+        open.cover.take(first_token, seq, false).map_err(Error::shape).context(place)?;
         open.missing -= seq;
         open.digest.update(decoded);
-        let (layer, role) = (open.info.layer, open.info.role);
+        let (layer, role) = (info.layer, info.role);
         let ids: Vec<_> = chunk.lanes.iter().map(|lane| self.lane_id(&lane.spec, &tensor)).collect::<Result<_>>()?;
         for value in [sequence.0 as u64, first_token, seq as u64] {
             put_varint(&mut self.head, value);
@@ -269,6 +310,48 @@ impl<W: Write> ContainerWriter<W> {
         self.out.flush().map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
         Ok((self.out, self.ledger))
     }
+}
+
+fn check_limit(what: &str, value: usize, limit: usize) -> Result<()> {
+    if value <= limit {
+        return Ok(());
+    }
+    Err(Error::limit(format!("{what}: {value}, the limit is {limit}")))
+}
+
+/// The end of `len` tokens from `start` on, which must not begin before `end`, where the previous ones stop.
+fn next_end(end: u64, start: u64, len: usize) -> Result<u64> {
+    if start < end {
+        return Err(Error::shape(format!(
+            "entry at token {start} starts before token {end}, where the previous one ends"
+        )));
+    }
+    let stop = start.checked_add(len as u64);
+    stop.ok_or_else(|| Error::shape(format!("{len} tokens from token {start} on: the position overflows")))
+}
+
+/// Checks that a reader will accept a chunk.
+fn check_chunk(chunk: &EncodedChunk, tensor: &LaneSpec) -> Result<()> {
+    let limits = Limits::default();
+    checked_bytes(tensor.shape, tensor.elem.size(), &limits)?;
+    check_limit("number of lanes", chunk.lanes.len(), limits.lanes)?;
+    let mut end = 0;
+    for lane in &chunk.lanes {
+        if lane.range.start != end || lane.range.end < end {
+            return Err(Error::shape(format!("{}: expected bytes from {end} on, got {:?}", lane.spec, lane.range)));
+        }
+        check_limit("bytes of a lane name", lane.spec.name.len(), MAX_LANE_NAME)?;
+        end = lane.range.end;
+    }
+    if end != chunk.bytes.len() {
+        return Err(Error::shape(format!("lanes of {end} bytes, the chunk has {}", chunk.bytes.len())));
+    }
+    let lanes = chunk.lanes.iter().map(|lane| (&lane.spec, lane.coding, lane.range.len()));
+    check_lanes(lanes, &limits).map_err(|error| match error.kind() {
+        // Here the caller is at fault, not stored data.
+        ErrorKind::Corrupt => Error::shape(error.to_string()),
+        _ => error,
+    })
 }
 
 /// Length and checksum of a payload.

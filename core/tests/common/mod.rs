@@ -356,3 +356,98 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         })
         .collect()
 }
+
+/// Appends a shortest LEB128 integer.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+pub fn varints(values: &[u64]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for value in values {
+        put_varint(&mut out, *value);
+    }
+    out
+}
+
+fn varint(bytes: &mut &[u8]) -> usize {
+    let mut value = 0;
+    for shift in (0..).step_by(7) {
+        let byte = bytes[0];
+        *bytes = &bytes[1..];
+        value |= usize::from(byte & 0x7F) << shift;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    value
+}
+
+/// A record with a good checksum, whatever its head says.
+pub fn record(tag: u8, head: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    put_varint(&mut out, head.len() as u64);
+    out.extend_from_slice(head);
+    let checksum = crc32c::crc32c(&out);
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out.extend_from_slice(payload);
+    out
+}
+
+/// Length and checksum, as heads name them.
+pub fn payload(bytes: &[u8]) -> Vec<u8> {
+    let mut out = varints(&[bytes.len() as u64]);
+    out.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
+    out
+}
+
+/// The file header and the records before the index.
+pub fn split(file: &[u8]) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let (mut records, trailer) = file.split_at(file.len() - 20);
+    let index = u64::from_le_bytes(trailer[..8].try_into().unwrap()) as usize;
+    let header = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize + 20;
+    let mut entries = &records[index + 1..];
+    let head = varint(&mut entries);
+    entries = &entries[head + 4..];
+    records = &records[header..index];
+    let mut list = Vec::new();
+    while !entries.is_empty() {
+        entries = &entries[1..];
+        let (record, rest) = records.split_at(varint(&mut entries));
+        list.push(record.to_vec());
+        records = rest;
+    }
+    (file[..header].to_vec(), list)
+}
+
+/// A file with index and trailer around these records.
+pub fn join(header: &[u8], records: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = header.to_vec();
+    let mut index = Vec::new();
+    for record in records {
+        file.extend_from_slice(record);
+        index.push(record[0]);
+        put_varint(&mut index, record.len() as u64);
+    }
+    let offset = (file.len() as u64).to_le_bytes();
+    file.extend(record(b'I', &payload(&index), &index));
+    file.extend_from_slice(&offset);
+    file.extend_from_slice(&crc32c::crc32c(&offset).to_le_bytes());
+    file.extend_from_slice(b"GBXEND\r\n");
+    file
+}
+
+/// A new header with other JSON or another minor version.
+pub fn header(minor: u16, json: &str) -> Vec<u8> {
+    let mut out = b"\x89GBX\r\n\x1a\n\x01\0".to_vec();
+    out.extend_from_slice(&minor.to_le_bytes());
+    out.extend_from_slice(&(json.len() as u32).to_le_bytes());
+    out.extend_from_slice(json.as_bytes());
+    let checksum = crc32c::crc32c(&out);
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out
+}
