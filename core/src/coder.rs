@@ -211,7 +211,10 @@ impl ChunkCoder {
             codec.encode(lane, cx, &mut out.bytes).context(|| spec.to_string())?;
             let mut coding = LaneCoding::Codec;
             let stored = stored_len(&spec);
-            if out.bytes.len() - start >= stored {
+            let encoded = out.bytes.len().checked_sub(start);
+            let encoded =
+                encoded.ok_or_else(|| Error::invalid_input(format!("the codec of {spec} removed earlier bytes")))?;
+            if encoded >= stored {
                 out.bytes.truncate(start);
                 match spec.elem {
                     Elem::Bits(width) => bits::pack(width, &bytes, &mut out.bytes).context(|| spec.to_string())?,

@@ -18,7 +18,10 @@ pub use encode::{Encoded, check, encode, offered, train};
 /// Bytes of tensors that are in flight at a time, unless two chunks alone are larger.
 const BATCH_BYTES: usize = 16 << 20;
 /// Chunks up to this size are worked on while those before them are handed over; with larger ones that would take too much memory.
-const OVERLAP_BYTES: usize = 64 << 20;
+const OVERLAP_BYTES: usize = 32 << 20;
+/// Larger chunks are worked on alone: a codec may take four to five times its chunk, and peak memory is to stay below
+/// 256 MiB + 8 × the largest chunk.
+const ALONE_BYTES: usize = 256 << 20;
 /// Jobs that are in flight at a time.
 const BATCH_JOBS: usize = 1024;
 
@@ -139,9 +142,14 @@ fn in_batches<J: Sync, T: Send>(
         let mut end = start;
         let mut total = 0;
         let mut largest = 0;
-        while end < jobs.len() && end - start < BATCH_JOBS && (end - start < 2 || total < BATCH_BYTES) {
-            largest = largest.max(bytes(&jobs[end]));
-            total += bytes(&jobs[end]);
+        while end < jobs.len() && end - start < BATCH_JOBS {
+            let next = bytes(&jobs[end]);
+            let fits = total + next <= BATCH_BYTES || end - start < 2 && largest.max(next) <= ALONE_BYTES;
+            if end > start && !fits {
+                break;
+            }
+            largest = largest.max(next);
+            total += next;
             end += 1;
         }
         let batch = &jobs[start..end];

@@ -124,7 +124,7 @@ fn check_free(container: &Container<File>, folder: &Path, format: Format, overwr
 /// Decodes every sequence into a file of its own, and describes them as a dump.
 fn decode_to(container: &Container<File>, pipeline: &Pipeline, folder: &Path) -> Result<Dump> {
     let infos: Vec<&SequenceInfo> = container.sequences().map(|sequence| &sequence.info).collect();
-    let total = infos.iter().map(|info| info.original_bytes()).sum();
+    let total = infos.iter().map(|info| info.original_bytes()).fold(0, u64::saturating_add);
     let bar = report::progress(total, "decoding");
     let path = |idx: usize| folder.join(format!("{idx}.bin"));
     // Chunks arrive layer by layer, so at most a few files are open at a time.
@@ -269,7 +269,8 @@ fn inspect_json(container: &Container<File>, damage: &[Damage]) -> serde_json::V
 
 fn inspect_text(container: &Container<File>, damage: &[Damage]) -> String {
     let header = container.header();
-    let original: u64 = container.sequences().map(|sequence| sequence.info.original_bytes()).sum();
+    let original: u64 =
+        container.sequences().map(|sequence| sequence.info.original_bytes()).fold(0, u64::saturating_add);
     let plugins: Vec<_> =
         header.plugins.iter().map(|plugin| format!("{} v{}", plugin.id, plugin.format_version)).collect();
     let mut lines = vec![
@@ -346,7 +347,8 @@ impl VerifyArgs {
         let place = || format!("`{}`", self.file.display());
         let container = Container::open(file, &Limits::default()).context(place)?;
         let pipeline = container.pipeline(registry).context(place)?;
-        let total: u64 = container.sequences().map(|sequence| sequence.info.original_bytes()).sum();
+        let total: u64 =
+            container.sequences().map(|sequence| sequence.info.original_bytes()).fold(0, u64::saturating_add);
         let chunks: usize = container.sequences().map(|sequence| sequence.chunks.len()).sum();
         let bar = report::progress(total, "verifying");
         let mut status = Status::Pass;
