@@ -19,9 +19,9 @@ pub use encode::{Encoded, check, encode, offered, train};
 const BATCH_BYTES: usize = 16 << 20;
 /// Chunks up to this size are worked on while those before them are handed over; with larger ones that would take too much memory.
 const OVERLAP_BYTES: usize = 32 << 20;
-/// Larger chunks are worked on alone: a codec may take four to five times its chunk, and peak memory is to stay below
+/// Larger chunks are worked on alone: a codec takes up to five times its chunk (`gear-delta` on noise), and peak memory is to stay below
 /// 256 MiB + 8 × the largest chunk.
-const ALONE_BYTES: usize = 256 << 20;
+const ALONE_BYTES: usize = 64 << 20;
 /// Jobs that are in flight at a time.
 const BATCH_JOBS: usize = 1024;
 
