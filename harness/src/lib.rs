@@ -11,5 +11,6 @@ pub mod pipelines;
 pub mod receipt;
 pub mod report;
 pub mod sample;
+pub mod select;
 pub mod status;
 pub mod sweep;

@@ -11,10 +11,11 @@ use gearbox_core::ledger::Section;
 use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, ResultExt, Role, Shape};
 use serde_json::json;
 
-use super::{DumpArgs, SelectArgs};
+use super::DumpArgs;
 use crate::atomic::AtomicFile;
 use crate::dump::{self, ConvertOptions, Dump, Entry, Format, Layer, Layout, Run, Tensor};
 use crate::report::{self, Columns};
+use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{compare, engine, pipelines};
 

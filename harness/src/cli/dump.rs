@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use gearbox_core::{DType, Error, Result, Rope};
 
-use super::{DumpArgs, SelectArgs};
+use super::DumpArgs;
 use crate::dump::{self, ConvertOptions, Dump, Format};
+use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{report, sample};
 

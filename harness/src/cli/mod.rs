@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gearbox_core::{Error, ErrorKind, Registry, Result, Stage};
+use gearbox_core::{Error, ErrorKind, Registry, Result};
 use tracing::Level;
 
-use crate::dump::{Dump, Selection};
+use crate::dump::Dump;
+use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{exp, report, sample};
 
@@ -39,16 +40,16 @@ struct Cli {
 #[derive(Clone, Copy, Debug, Args)]
 struct Global {
     /// Print JSON instead of tables
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global")]
     json: bool,
     /// Log more; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Global", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Log errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, help_heading = "Global", conflicts_with = "verbose")]
     quiet: bool,
     /// Worker threads; 0 takes one per core
-    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    #[arg(long, global = true, help_heading = "Global", value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
@@ -90,50 +91,6 @@ struct DumpArgs {
     dump: Option<PathBuf>,
     #[command(flatten)]
     select: SelectArgs,
-}
-
-/// Which entries of a dump to read.
-#[derive(Clone, Debug, Args)]
-struct SelectArgs {
-    /// Entries of one phase only
-    #[arg(long, value_name = "STAGE", default_value = "both", value_parser = ["prefill", "decode", "both"])]
-    stage: String,
-    /// Leave out entries of fewer tokens; 0 keeps all
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
-    min_seq_len: usize,
-    /// Leave out entries of more tokens; 0 keeps all
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
-    max_seq_len: usize,
-    /// Read packed entries of the reference engine
-    #[arg(long)]
-    packed: bool,
-    /// Exit with 0 although entries were bad and left out
-    #[arg(long)]
-    allow_bad: bool,
-}
-
-impl SelectArgs {
-    fn selection(&self) -> Selection {
-        let stage = match self.stage.as_str() {
-            "prefill" => Some(Stage::Prefill),
-            "decode" => Some(Stage::Decode),
-            _ => None,
-        };
-        Selection { stage, min_seq: self.min_seq_len, max_seq: self.max_seq_len, packed: self.packed }
-    }
-
-    /// Opens a dump; bad entries are logged and, unless allowed, make the command end with [`Status::BadInput`].
-    fn open(&self, path: &std::path::Path) -> Result<(Dump, Status)> {
-        let dump = Dump::open(path, &self.selection())?;
-        if !dump.findings.list.is_empty() {
-            tracing::warn!("{}:\n{}", path.display(), dump.findings);
-        }
-        if dump.entries() == 0 {
-            return Err(Error::invalid_input(format!("`{}`: none of its entries is valid", path.display())));
-        }
-        let status = if dump.findings.is_clean() || self.allow_bad { Status::Pass } else { Status::BadInput };
-        Ok((dump, status))
-    }
 }
 
 impl DumpArgs {

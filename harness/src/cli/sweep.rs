@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gearbox_core::{Error, Registry, Result};
 
-use super::SelectArgs;
 use crate::atomic::AtomicFile;
 use crate::receipt::Receipt;
+use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::sweep::{Containers, DumpFacts, Sweep, SweepConfig};
 use crate::{report, sample, sweep};
