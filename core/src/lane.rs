@@ -270,11 +270,6 @@ impl Latents {
     pub fn into_lanes(self) -> Vec<Lane> {
         self.lanes
     }
-
-    /// Removes all lanes.
-    pub fn clear(&mut self) {
-        self.lanes.clear();
-    }
 }
 
 impl Lane {

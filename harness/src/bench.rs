@@ -8,7 +8,7 @@ use gearbox_core::{
 };
 use serde::Serialize;
 
-use crate::dump::Dump;
+use crate::dump::{Dump, Entry};
 use crate::engine;
 
 /// The tensors of one run, layer and role, in memory.
@@ -38,7 +38,7 @@ impl<'a> Input<'a> {
         for run in &dump.runs {
             for layer in &run.layers {
                 let Some(first) = layer.entries.first() else { continue };
-                let size: u64 = layer.entries.iter().map(crate::dump::Entry::original_bytes).sum();
+                let size: u64 = layer.entries.iter().map(Entry::original_bytes).sum();
                 if total > 0 && total + size > max_bytes {
                     continue;
                 }
@@ -56,7 +56,7 @@ impl<'a> Input<'a> {
                         rope: run.rope.as_ref(),
                         dtype: first.tensor(role).dtype,
                         shape: first.tensor(role).shape.with_seq(seq),
-                        spans: layer.entries.iter().map(|entry| Span { start: entry.start, seq: entry.seq }).collect(),
+                        spans: layer.entries.iter().map(Entry::span).collect(),
                         stages: layer.entries.iter().map(|entry| entry.stage).collect(),
                         tokens: ids.as_ref().map(|ids| ids.concat()),
                         bytes,

@@ -123,9 +123,4 @@ impl SequenceInfo {
     pub fn original_bytes(&self) -> u64 {
         (self.shape(self.seq()).elements() as u64).saturating_mul(self.dtype.size() as u64)
     }
-
-    /// Positions of the entries.
-    pub fn spans(&self) -> Vec<Span> {
-        self.entries.iter().map(|entry| entry.span).collect()
-    }
 }

@@ -441,6 +441,11 @@ impl<S: ReadAt> Container<S> {
         self.size
     }
 
+    /// Bytes of the original tensors of all sequences; saturates.
+    pub fn original_bytes(&self) -> u64 {
+        self.sequences().map(|sequence| sequence.info.original_bytes()).fold(0, u64::saturating_add)
+    }
+
     /// A run by number.
     ///
     /// # Errors

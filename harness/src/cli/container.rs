@@ -68,6 +68,16 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| Error::io(path, &error))
 }
 
+/// A complete container and the pipeline that its header names.
+fn open_with_pipeline(path: &Path, registry: &Registry) -> Result<(Container<File>, Pipeline)> {
+    let read = |file| {
+        let container = Container::open(file, &Limits::default())?;
+        let pipeline = container.pipeline(registry)?;
+        Ok((container, pipeline))
+    };
+    read(open(path)?).context(|| format!("`{}`", path.display()))
+}
+
 /// Decodes a container into a dump.
 #[derive(Debug, Args)]
 pub(super) struct DecodeArgs {
@@ -86,15 +96,13 @@ pub(super) struct DecodeArgs {
 
 impl DecodeArgs {
     pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
-        let file = open(&self.file)?;
-        let place = || format!("`{}`", self.file.display());
-        let container = Container::open(file, &Limits::default()).context(place)?;
-        let pipeline = container.pipeline(registry).context(place)?;
+        let (container, pipeline) = open_with_pipeline(&self.file, registry)?;
         check_free(&container, &self.out, self.format, self.overwrite)?;
         fs::create_dir_all(&self.out).map_err(|error| Error::io(&self.out, &error))?;
         let spool = tempfile::Builder::new().prefix(".gearbox-").tempdir_in(&self.out);
         let spool = spool.map_err(|error| Error::io(&self.out, &error))?;
-        let decoded = decode_to(&container, &pipeline, spool.path()).context(place)?;
+        let decoded =
+            decode_to(&container, &pipeline, spool.path()).context(|| format!("`{}`", self.file.display()))?;
         let options = ConvertOptions { format: self.format, overwrite: self.overwrite, ..ConvertOptions::default() };
         let report = dump::convert(&decoded, &self.out, &options)?;
         if json {
@@ -125,7 +133,7 @@ fn check_free(container: &Container<File>, folder: &Path, format: Format, overwr
 /// Decodes every sequence into a file of its own, and describes them as a dump.
 fn decode_to(container: &Container<File>, pipeline: &Pipeline, folder: &Path) -> Result<Dump> {
     let infos: Vec<&SequenceInfo> = container.sequences().map(|sequence| &sequence.info).collect();
-    let total = infos.iter().map(|info| info.original_bytes()).fold(0, u64::saturating_add);
+    let total = container.original_bytes();
     let bar = report::progress(total, "decoding");
     let path = |idx: usize| folder.join(format!("{idx}.bin"));
     // Chunks arrive layer by layer, so at most a few files are open at a time.
@@ -270,8 +278,7 @@ fn inspect_json(container: &Container<File>, damage: &[Damage]) -> serde_json::V
 
 fn inspect_text(container: &Container<File>, damage: &[Damage]) -> String {
     let header = container.header();
-    let original: u64 =
-        container.sequences().map(|sequence| sequence.info.original_bytes()).fold(0, u64::saturating_add);
+    let original: u64 = container.original_bytes();
     let plugins: Vec<_> =
         header.plugins.iter().map(|plugin| format!("{} v{}", plugin.id, plugin.format_version)).collect();
     let mut lines = vec![
@@ -344,12 +351,8 @@ pub(super) struct VerifyArgs {
 
 impl VerifyArgs {
     pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
-        let file = open(&self.file)?;
-        let place = || format!("`{}`", self.file.display());
-        let container = Container::open(file, &Limits::default()).context(place)?;
-        let pipeline = container.pipeline(registry).context(place)?;
-        let total: u64 =
-            container.sequences().map(|sequence| sequence.info.original_bytes()).fold(0, u64::saturating_add);
+        let (container, pipeline) = open_with_pipeline(&self.file, registry)?;
+        let total: u64 = container.original_bytes();
         let chunks: usize = container.sequences().map(|sequence| sequence.chunks.len()).sum();
         let bar = report::progress(total, "verifying");
         let mut status = Status::Pass;

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use gearbox_core::Stage;
-use gearbox_core::{DType, Error, Result, Role, Rope, Shape};
+use gearbox_core::{DType, Error, Result, Role, Rope, Shape, Span};
 
 mod assemble;
 mod content;
@@ -156,6 +156,11 @@ impl Entry {
             Role::Key => &self.key,
             Role::Value => &self.value,
         }
+    }
+
+    /// Positions of the tokens.
+    pub fn span(&self) -> Span {
+        Span { start: self.start, seq: self.seq }
     }
 
     /// Position behind the last token.

@@ -9,9 +9,9 @@ use gearbox_core::{Chunk, DType, Error, Result, Rope, Shape, Stage};
 use serde_json::{Value, json};
 
 use super::meta::Meta;
-use super::reference::{check_rope, check_run};
+use super::reference::check_rope;
 use super::safetensors::{FORMAT, KEYS, VERSION};
-use super::{Run, Tensor, tensor_name};
+use super::{Run, Tensor, check_run_name, tensor_name};
 use crate::atomic::AtomicFile;
 
 /// An entry to be written in the reference layout.
@@ -114,7 +114,7 @@ pub(super) fn dtype_label(dtype: DType) -> &'static str {
 
 impl Facts<'_> {
     fn check(&self) -> Result<()> {
-        check_run(self.run).map_err(|defect| Error::invalid_input(defect.message))?;
+        check_run_name(self.run)?;
         if self.shape.elements() == 0 || self.start.checked_add(self.shape.seq as u64).is_none() {
             return Err(Error::shape(format!("expected at least one element below position 2^64, got {}", self.shape)));
         }
@@ -339,7 +339,7 @@ impl RunSpec {
 
     /// The header with its length in front and padding behind, and the bytes of the tensors.
     pub(super) fn header(&self) -> Result<(Vec<u8>, u64)> {
-        check_run(&self.name).map_err(|defect| Error::invalid_input(defect.message))?;
+        check_run_name(&self.name)?;
         let mut strings = Meta::default();
         strings.set("format", FORMAT);
         strings.set("version", VERSION);

@@ -96,7 +96,7 @@ fn token_ids(entries: &[Entry], plan: &ChunkPlan) -> Option<Vec<u32>> {
 }
 
 fn spans(layer: &Layer) -> Vec<Span> {
-    layer.entries.iter().map(|entry| Span { start: entry.start, seq: entry.seq }).collect()
+    layer.entries.iter().map(Entry::span).collect()
 }
 
 struct Step {
@@ -283,7 +283,7 @@ fn token_spans(run: &Run) -> Result<Vec<(u64, Vec<u32>)>> {
 }
 
 fn sequence_info(run: RunId, layer: &Layer, role: Role) -> SequenceInfo {
-    let entry = |entry: &Entry| EntryInfo { span: Span { start: entry.start, seq: entry.seq }, stage: entry.stage };
+    let entry = |entry: &Entry| EntryInfo { span: entry.span(), stage: entry.stage };
     let tensor = layer.entries.first().map(|entry| entry.tensor(role));
     SequenceInfo {
         run,
