@@ -97,29 +97,38 @@ impl Tensor {
 const SMALL: u64 = 64 << 10;
 
 /// Maps `len` bytes from `offset`, at least one.
-#[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
 fn map_range(path: &Path, offset: u64, len: u64) -> Result<Mapped> {
     let io = |error| Error::io(path, &error);
-    let file = File::open(path).map_err(io)?;
-    let found = file.metadata().map_err(io)?.len();
-    let end = offset.checked_add(len);
-    let (Some(_), Ok(map_len)) = (end.filter(|&end| end <= found), usize::try_from(len)) else {
-        let expected = end.unwrap_or(u64::MAX);
-        return Err(Error::invalid_input(format!(
-            "`{}`: expected at least {expected} bytes, got {found}; did the file change?",
-            path.display()
-        )));
+    let mut file = File::open(path).map_err(io)?;
+    let end = offset.saturating_add(len);
+    let too_short = |file: &File| -> Result<Option<Error>> {
+        let found = file.metadata().map_err(io)?.len();
+        let message =
+            || format!("`{}`: expected at least {end} bytes, got {found}; did the file change?", path.display());
+        Ok((end > found || end == u64::MAX).then(|| Error::invalid_input(message())))
     };
     if len <= SMALL {
-        let mut bytes = vec![0; map_len];
-        let mut file = file;
-        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(io)?;
-        return Ok(Mapped::owned(bytes));
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+        let sought = if offset == 0 { Ok(0) } else { file.seek(SeekFrom::Start(offset)) };
+        // The length is asked for only if reading fails: a dump holds thousands of files of this size.
+        return match sought.and_then(|_| file.read_exact(&mut bytes)) {
+            Ok(()) => Ok(Mapped::owned(bytes)),
+            Err(error) => Err(too_short(&file)?.unwrap_or_else(|| io(error))),
+        };
     }
-    // SAFETY: the map is read-only and lies within the file, whose length was checked above. That no process shortens or
+    match too_short(&file)? {
+        Some(error) => Err(error),
+        None => Ok(Mapped(Bytes::File(map_file(&file, offset, len).map_err(io)?))),
+    }
+}
+
+/// Maps bytes that lie within the file.
+#[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
+fn map_file(file: &File, offset: u64, len: u64) -> std::io::Result<Mmap> {
+    let len = usize::try_from(len).map_err(std::io::Error::other)?;
+    // SAFETY: the map is read-only and lies within the file, whose length the caller checked. That no process shortens or
     // rewrites a dump while it is read is upheld by the user; our own writers only ever replace files by renaming.
-    let map = unsafe { MmapOptions::new().offset(offset).len(map_len).map(&file) }.map_err(io)?;
-    Ok(Mapped(Bytes::File(map)))
+    unsafe { MmapOptions::new().offset(offset).len(len).map(file) }
 }
 
 impl Packed {
