@@ -10,9 +10,15 @@
 //! # Ok::<(), gearbox_core::Error>(())
 //! ```
 
+use gearbox_adaptive_v22 as _;
+use gearbox_bitstream as _;
 use gearbox_core::{Registry, Result};
 use gearbox_gear as _;
+use gearbox_lz4 as _;
+use gearbox_pcodec as _;
+use gearbox_planes as _;
 use gearbox_store as _;
+use gearbox_token_ref as _;
 use gearbox_zstd as _;
 
 #[doc(no_inline)]

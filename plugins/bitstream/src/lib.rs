@@ -1,0 +1,1 @@
+//! Gearbox codecs `huffman` and `arithmetic`: static order-0 entropy coding of symbol streams.

@@ -1,0 +1,1 @@
+//! Gearbox codec that compresses each lane as one LZ4 block.

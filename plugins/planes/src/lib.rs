@@ -1,0 +1,1 @@
+//! Gearbox codecs `planes` and `rans`: sign, exponent and mantissa planes, and interleaved range asymmetric numeral systems.

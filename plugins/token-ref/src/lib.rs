@@ -1,0 +1,1 @@
+//! Gearbox transform that predicts rows exactly from the latest earlier row of the same token.
