@@ -1,16 +1,17 @@
 //! Encoder and decoder give plugins the same context, also when tensors are lossy, and with any number of threads.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use gearbox::dump::{Dump, Selection};
 use gearbox::sweep::{self, Containers, Outcome};
 use gearbox::{compare, engine};
-use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunInfo, SequenceInfo};
+use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceInfo};
 use gearbox_core::{
     AnyEntry, Artifact, Bound, Capabilities, Chunk, ChunkMut, Chunking, Codec, Context, DType, ElemSet, EncodedChunk,
     Entry, Error, LaneRef, LaneSpec, Latents, Limits, LossyTransform, Needs, Pipeline, PipelineSpec, Plugin,
-    PluginSpec, Registry, Result, Role, Sample, Shape, Span, Stage,
+    PluginSpec, Registry, Result, Role, Sample, Shape, Span, Stage, config,
 };
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -20,8 +21,20 @@ use crate::run::{sample, stderr, text};
 /// Adds to every byte a number made of everything that the context tells, and of a trained one.
 #[derive(Debug)]
 struct Nosy {
+    config: NosySettings,
     trained: u8,
 }
+
+/// Settings of [`Nosy`].
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct NosySettings {
+    /// Whether it works without the context too.
+    optional: bool,
+}
+
+/// Parts of the context that the optional [`Nosy`] was given: token ids, RoPE facts, peer, history and its token ids.
+static SEEN: Mutex<BTreeSet<[bool; 5]>> = Mutex::new(BTreeSet::new());
 
 /// No settings.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -33,10 +46,10 @@ impl Plugin for Nosy {
     const SUMMARY: &'static str = "uses the whole context, for tests";
     const SOURCE: &'static str = "own work";
     const FORMAT_VERSION: u32 = 1;
-    type Config = NoSettings;
+    type Config = NosySettings;
 
-    fn new(_: NoSettings) -> Result<Self> {
-        Ok(Self { trained: 0 })
+    fn new(config: NosySettings) -> Result<Self> {
+        Ok(Self { config, trained: 0 })
     }
 }
 
@@ -46,34 +59,42 @@ fn fold(bytes: &[u8]) -> u8 {
 
 impl Nosy {
     fn secret(&self, cx: &Context<'_>) -> Result<u8> {
-        let missing = |what| Error::invalid_input(format!("{what} is missing"));
-        let tokens = cx.tokens.ok_or_else(|| missing("tokens"))?;
-        let history = cx.history.ok_or_else(|| missing("history"))?;
-        if history.shape().seq as u64 != cx.first_token {
-            return Err(Error::invalid_input(format!(
-                "{} tokens of history at {}",
-                history.shape().seq,
-                cx.first_token
-            )));
+        let given = [
+            ("tokens", cx.tokens.is_some()),
+            ("rope", cx.rope.is_some()),
+            ("peer", cx.peer.is_some() || cx.role == Role::Key),
+            ("history", cx.history.is_some()),
+            ("tokens of the history", cx.history_tokens.is_some()),
+        ];
+        if self.config.optional {
+            SEEN.lock().unwrap().insert(given.map(|(_, given)| given));
+        } else if let Some((what, _)) = given.iter().find(|(_, given)| !given) {
+            return Err(Error::invalid_input(format!("{what} missing")));
         }
-        let peer = match cx.role {
-            Role::Key => 0,
-            Role::Value => fold(cx.peer.ok_or_else(|| missing("peer"))?.bytes()),
-        };
-        let rope = cx.rope.ok_or_else(|| missing("rope"))?.rotary_dim as u8;
-        let sum: u32 = tokens.iter().fold(0, |sum, id| sum.wrapping_add(*id));
-        Ok(fold(history.bytes()) ^ peer ^ rope ^ sum as u8 ^ self.trained ^ cx.layer as u8)
+        let ids =
+            |ids: Option<&[u32]>| ids.unwrap_or_default().iter().fold(0, |sum: u32, id| sum.wrapping_add(*id)) as u8;
+        let bytes = |chunk: Option<Chunk<'_>>| chunk.map_or(0, |chunk| fold(chunk.bytes()));
+        let history = cx.history.map_or(0, |history| history.shape().seq);
+        if cx.history.is_some() && history as u64 != cx.first_token
+            || cx.history_tokens.is_some_and(|ids| ids.len() != history)
+        {
+            return Err(Error::invalid_input(format!("{history} tokens of history at {}", cx.first_token)));
+        }
+        let rope = cx.rope.map_or(0, |rope| rope.rotary_dim) as u8;
+        let sums = ids(cx.tokens).wrapping_add(ids(cx.history_tokens).wrapping_mul(3));
+        Ok(bytes(cx.history) ^ bytes(cx.peer) ^ rope ^ sums ^ self.trained ^ cx.layer as u8)
     }
 }
 
 impl Codec for Nosy {
     fn capabilities(&self) -> Capabilities {
-        let needs = Needs { tokens: true, rope: true, peer: true, history: true };
-        Capabilities { needs, ..Capabilities::new(ElemSet::FLOATS) }
+        let all = Needs { tokens: true, rope: true, peer: true, history: true };
+        let (needs, wants) = if self.config.optional { (Needs::NONE, all) } else { (all, Needs::NONE) };
+        Capabilities { needs, wants, ..Capabilities::new(ElemSet::FLOATS) }
     }
 
     fn config(&self) -> Value {
-        json!({})
+        json!(self.config)
     }
 
     fn max_encoded_len(&self, lane: &LaneSpec) -> usize {
@@ -100,7 +121,7 @@ impl Codec for Nosy {
     }
 
     fn with_artifact(&self, artifact: &[u8]) -> Result<Option<Arc<dyn Codec>>> {
-        Ok(Some(Arc::new(Self { trained: artifact[0] })))
+        Ok(Some(Arc::new(Self { config: self.config.clone(), trained: artifact[0] })))
     }
 }
 
@@ -147,30 +168,76 @@ impl LossyTransform for Coarse {
     }
 }
 
-#[test]
-fn context_is_the_same_on_both_sides_and_decoding_follows_the_stored_bytes() {
+/// `coarse`, then `nosy` with these settings.
+fn nosy(settings: Value, chunking: &Value) -> (Registry, PipelineSpec) {
     let mut registry = Registry::empty();
     registry.insert(AnyEntry::Codec(Entry::of::<Nosy>("tests", |p| Arc::new(p)))).unwrap();
     registry.insert(AnyEntry::Transform(Entry::of::<Coarse>("tests", |p| Arc::new(p)))).unwrap();
+    let mut codec = settings;
+    codec["id"] = "nosy".into();
+    let spec = json!({ "routes": [{ "transforms": [{ "id": "coarse" }], "codec": codec }], "chunking": chunking });
+    (registry, config::from_value(&spec).unwrap())
+}
+
+/// Encodes the dump, decodes the container and checks that only low bytes differ.
+fn only_low_bytes_differ(dump: &Dump, (registry, spec): &(Registry, PipelineSpec)) -> Container<File> {
+    let mut pipeline = Pipeline::build(spec, registry).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    let bar = ProgressBar::hidden();
+    let (_, encoded) = engine::encode(dump, &mut pipeline, &mut file, &bar).unwrap();
+    let container: Container<File> = Container::open(file, &Limits::default()).unwrap();
+    assert_eq!(encoded.ledger.total(), container.file_bytes());
+    let decoder = container.pipeline(registry).unwrap();
+    let compared = compare::with_dump(&container, &decoder, dump, &bar).unwrap();
+    assert!(compared.decoded.failures.is_empty(), "{}", compared.decoded.failures[0]);
+    let changed = dump.iter().flat_map(|(_, _, entry)| [&entry.key, &entry.value]).map(|tensor| {
+        let bytes = tensor.map().unwrap();
+        bytes.chunks_exact(2).filter(|word| word[0] != 0).count() as u64
+    });
+    assert_eq!(compared.changed_values, changed.sum::<u64>(), "low bytes, and nothing else");
+    container
+}
+
+#[test]
+fn context_is_the_same_on_both_sides_and_decoding_follows_the_stored_bytes() {
     let dump = Dump::open(sample(), &Selection::default()).unwrap();
     for chunking in [json!({ "mode": "per-entry" }), json!({ "mode": "chunked-grouped", "tokens": 100 })] {
-        let spec = json!({ "routes": [{ "transforms": [{ "id": "coarse" }], "codec": { "id": "nosy" } }], "chunking": chunking });
-        let spec: PipelineSpec = gearbox_core::config::from_value(&spec).unwrap();
-        let mut pipeline = Pipeline::build(&spec, &registry).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        let bar = ProgressBar::hidden();
-        let (_, encoded) = engine::encode(&dump, &mut pipeline, &mut file, &bar).unwrap();
-        let container: Container<File> = Container::open(file, &Limits::default()).unwrap();
-        assert_eq!(encoded.ledger.total(), container.file_bytes());
-        let decoder = container.pipeline(&registry).unwrap();
-        let compared = compare::with_dump(&container, &decoder, &dump, &bar).unwrap();
-        assert!(compared.decoded.failures.is_empty(), "{}", compared.decoded.failures[0]);
-        let changed = dump.iter().flat_map(|(_, _, entry)| [&entry.key, &entry.value]).map(|tensor| {
-            let bytes = tensor.map().unwrap();
-            bytes.chunks_exact(2).filter(|word| word[0] != 0).count() as u64
-        });
-        assert_eq!(compared.changed_values, changed.sum::<u64>(), "low bytes, and nothing else");
+        only_low_bytes_differ(&dump, &nosy(json!({}), &chunking));
     }
+}
+
+#[test]
+fn wanted_context_is_what_the_dump_holds_on_both_sides() {
+    let setup = nosy(json!({ "optional": true }), &json!({ "mode": "chunked-grouped", "tokens": 100 }));
+    let sample = || Dump::open(sample(), &Selection::default()).unwrap();
+    let seen = || std::mem::take(&mut *SEEN.lock().unwrap());
+
+    let container = only_low_bytes_differ(&sample(), &setup);
+    assert!(container.run(RunId(0)).unwrap().tokens(0, 512).is_some());
+    assert_eq!(seen(), BTreeSet::from([[true; 5]]));
+
+    // One layer lacks ids: those of another layer belong to the same tokens.
+    let mut dump = sample();
+    let entries = |dump: &mut Dump, layer: usize| std::mem::take(&mut dump.runs[0].layers[layer].entries);
+    let without_ids =
+        |entries: Vec<_>| entries.into_iter().map(|entry| gearbox::dump::Entry { tokens: None, ..entry }).collect();
+    dump.runs[0].layers[1].entries = without_ids(entries(&mut dump, 1));
+    only_low_bytes_differ(&dump, &setup);
+    assert_eq!(seen(), BTreeSet::from([[true; 5]]));
+
+    // No ids and no RoPE facts at all.
+    dump.runs[0].rope = None;
+    for layer in 0..dump.runs[0].layers.len() {
+        dump.runs[0].layers[layer].entries = without_ids(entries(&mut dump, layer));
+    }
+    let container = only_low_bytes_differ(&dump, &setup);
+    assert!(container.run(RunId(0)).unwrap().tokens.is_empty());
+    // Before the first token there is no id that could be unknown.
+    assert_eq!(seen(), [false, true].map(|first| [false, false, true, true, first]).into());
+
+    let (registry, spec) = nosy(json!({}), &json!({ "mode": "per-entry" }));
+    let refused = engine::check(&dump, &Pipeline::build(&spec, &registry).unwrap()).unwrap_err();
+    assert!(refused.to_string().ends_with("a plugin needs token ids, which the dump does not hold"), "{refused}");
 }
 
 /// Panics in encode.

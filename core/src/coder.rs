@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{
-    Bound, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, Lane, LaneRef, LaneSpec, Latents, Limits,
+    Bound, Capabilities, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, Lane, LaneRef, LaneSpec, Latents, Limits,
     LossyTransform, Needs, Result, ResultExt, Shape, bits,
 };
 
@@ -79,6 +79,7 @@ pub struct ChunkCoder {
     /// Lane name to codec and its slot in the pipeline; `*` for the rest.
     codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
     needs: Needs,
+    context: Needs,
     lossless: bool,
 }
 
@@ -88,18 +89,26 @@ impl ChunkCoder {
         codecs: BTreeMap<String, (usize, Arc<dyn Codec>)>,
     ) -> Self {
         let lossless = transforms.iter().all(|transform| transform.bound() == Bound::Lossless);
-        let needs = transforms.iter().map(|transform| transform.capabilities().needs);
-        let needs = needs.chain(codecs.values().map(|(_, codec)| codec.capabilities().needs));
-        let needs = needs.fold(Needs::default(), Needs::or);
-        Self { transforms, codecs, needs, lossless }
+        let declared = transforms.iter().map(|transform| transform.capabilities());
+        let declared: Vec<_> = declared.chain(codecs.values().map(|(_, codec)| codec.capabilities())).collect();
+        let mut coder = Self { transforms, codecs, needs: Needs::NONE, context: Needs::NONE, lossless };
+        for declared in declared {
+            coder.add(declared);
+        }
+        coder
+    }
+
+    fn add(&mut self, declared: Capabilities) {
+        self.needs = self.needs.or(declared.needs);
+        self.context = self.context.or(declared.context());
     }
 
     pub(crate) fn replace_codec(&mut self, slot: usize, codec: &Arc<dyn Codec>) {
-        for (place, held) in self.codecs.values_mut() {
-            if *place == slot {
-                *held = Arc::clone(codec);
-                self.needs = self.needs.or(codec.capabilities().needs);
-            }
+        if self.uses(slot) {
+            self.add(codec.capabilities());
+        }
+        for (_, held) in self.codecs.values_mut().filter(|(place, _)| *place == slot) {
+            *held = Arc::clone(codec);
         }
     }
 
@@ -130,9 +139,9 @@ impl ChunkCoder {
         self.transforms.len()
     }
 
-    /// What its plugins need to know.
-    pub fn needs(&self) -> Needs {
-        self.needs
+    /// The parts of the context that its plugins need or want: what a host provides, as far as it has them.
+    pub fn context(&self) -> Needs {
+        self.context
     }
 
     /// Checks that tensors of a type can be coded, before any work starts.
@@ -142,7 +151,7 @@ impl ChunkCoder {
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) with the reason: element type, or a need that `offered` lacks.
     pub fn check(&self, dtype: DType, offered: Needs) -> Result<()> {
-        let needs = self.needs();
+        let needs = self.needs;
         let lacks = [
             (needs.tokens && !offered.tokens, "token ids"),
             (needs.rope && !offered.rope, "RoPE facts"),

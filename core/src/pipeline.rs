@@ -429,7 +429,7 @@ pub struct Pipeline {
     plugins: Vec<PluginUse>,
     slots: Vec<Slot>,
     routes: Vec<Route>,
-    needs: Needs,
+    context: Needs,
     lossless: bool,
 }
 
@@ -474,9 +474,9 @@ impl Pipeline {
             spec.name.clone().unwrap_or_else(|| spec.routes.iter().map(route_name).collect::<Vec<_>>().join("; "));
         let spec = PipelineSpec { name: spec.name.clone(), routes: resolved, chunking: spec.chunking };
         let coders = || routes.iter().flat_map(|route| &route.coders);
-        let needs = coders().fold(Needs::default(), |needs, coder| needs.or(coder.needs()));
+        let context = coders().fold(Needs::NONE, |context, coder| context.or(coder.context()));
         let lossless = coders().all(ChunkCoder::is_lossless);
-        Ok(Self { name, spec, plugins, slots, routes, needs, lossless })
+        Ok(Self { name, spec, plugins, slots, routes, context, lossless })
     }
 
     /// The spec with ids instead of aliases and every default filled in.
@@ -512,9 +512,9 @@ impl Pipeline {
         Ok(&route.coders[role as usize])
     }
 
-    /// What any coder of the pipeline needs to know.
-    pub fn needs(&self) -> Needs {
-        self.needs
+    /// The parts of the context that any coder of the pipeline needs or wants.
+    pub fn context(&self) -> Needs {
+        self.context
     }
 
     /// Whether every coder gives back every bit.
@@ -567,7 +567,7 @@ impl Pipeline {
         place.artifact = Some(artifact);
         for coder in self.routes.iter_mut().flat_map(|route| &mut route.coders) {
             coder.replace_codec(slot, &codec);
-            self.needs = self.needs.or(coder.needs());
+            self.context = self.context.or(coder.context());
         }
         Ok(())
     }

@@ -49,18 +49,20 @@ pub struct Context<'a> {
     pub rope: Option<&'a Rope>,
     /// The already decoded sibling: the keys of these tokens while their values are coded.
     pub peer: Option<Chunk<'a>>,
-    /// Already decoded earlier tokens of this layer and role.
+    /// Already decoded earlier tokens of this layer and role, in the order of their positions, which may have gaps.
     pub history: Option<Chunk<'a>>,
+    /// Token ids of the history, one per token; given only if all of them are known.
+    pub history_tokens: Option<&'a [u32]>,
 }
 
 impl Context<'_> {
     /// A context that knows nothing but the place of the chunk.
     pub const fn new(layer: u32, role: Role, first_token: u64) -> Self {
-        Self { layer, role, first_token, tokens: None, rope: None, peer: None, history: None }
+        Self { layer, role, first_token, tokens: None, rope: None, peer: None, history: None, history_tokens: None }
     }
 }
 
-/// Parts of the [`Context`] without which a plugin does not work.
+/// Parts of the [`Context`]: those that a plugin cannot do without, or those that help it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one independent part of the context")]
 pub struct Needs {
@@ -75,7 +77,10 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What either of both needs.
+    /// No part.
+    pub const NONE: Self = Self { tokens: false, rope: false, peer: false, history: false };
+
+    /// The parts of either of both.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {
         Self {
@@ -94,6 +99,8 @@ pub struct Capabilities {
     pub elems: ElemSet,
     /// Parts of the context it cannot do without.
     pub needs: Needs,
+    /// Parts that help it, and without which it works too. A host gives the decoder exactly those that the encoder had.
+    pub wants: Needs,
     /// Same input, same bytes, on every machine.
     pub deterministic: bool,
     /// Tokens can be appended without coding earlier ones again.
@@ -101,14 +108,14 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// A deterministic plugin for these element types that needs no context.
+    /// A deterministic plugin for these element types that looks at no context.
     pub const fn new(elems: ElemSet) -> Self {
-        Self {
-            elems,
-            needs: Needs { tokens: false, rope: false, peer: false, history: false },
-            deterministic: true,
-            streaming: false,
-        }
+        Self { elems, needs: Needs::NONE, wants: Needs::NONE, deterministic: true, streaming: false }
+    }
+
+    /// The parts of the context that a host provides, as far as it has them: what is needed or wanted.
+    pub const fn context(&self) -> Needs {
+        self.needs.or(self.wants)
     }
 }
 

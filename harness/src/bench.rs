@@ -211,25 +211,25 @@ impl Buffers {
         let whole = Chunk::new(sequence.shape, sequence.dtype, &sequence.bytes)?;
         let range = unit.before..unit.before + unit.seq;
         let chunk = whole.tokens(range.clone());
-        let needs = pipeline.needs();
+        let coder = pipeline.coder(sequence.layer, sequence.role)?;
+        let uses = coder.context();
         // Keys stand right before the values of the same layer.
         let peer = match sequence.role {
-            Role::Value if needs.peer => {
+            Role::Value if uses.peer => {
                 let keys = &input.0[unit.sequence - 1];
                 Some(Chunk::new(keys.shape, keys.dtype, &keys.bytes)?.tokens(range.clone()))
             }
             _ => None,
         };
+        let tokens = sequence.tokens.as_deref().filter(|_| uses.tokens);
         let cx = Context {
-            layer: sequence.layer,
-            role: sequence.role,
-            first_token: unit.first_token,
-            tokens: sequence.tokens.as_ref().map(|ids| &ids[range]),
+            tokens: tokens.map(|ids| &ids[range]),
             rope: sequence.rope,
             peer,
-            history: needs.history.then(|| whole.tokens(0..unit.before)),
+            history: uses.history.then(|| whole.tokens(0..unit.before)),
+            history_tokens: tokens.filter(|_| uses.history).map(|ids| &ids[..unit.before]),
+            ..Context::new(sequence.layer, sequence.role, unit.first_token)
         };
-        let coder = pipeline.coder(sequence.layer, sequence.role)?;
         let start = Instant::now();
         coder.encode(chunk, &cx, &mut self.encoded)?;
         let encode = start.elapsed().as_nanos() as u64;

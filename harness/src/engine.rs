@@ -1,15 +1,16 @@
 //! The engine: a dump through a pipeline into a container, and back.
 //!
-//! Work is cut into jobs (one chunk of one layer and role; more where a plugin needs the decoded keys or earlier tokens) that run in
+//! Work is cut into jobs (one chunk of one layer and role; more where a plugin looks at the decoded keys or earlier tokens) that run in
 //! parallel. Results are handed over in stored order, so the same input gives the same bytes for any number of threads. A bounded number
-//! of bytes is in flight, whatever the size of the dump; only a plugin that needs earlier tokens makes it hold a layer.
+//! of bytes is in flight, whatever the size of the dump; only a plugin that looks at earlier tokens makes it hold a layer.
 
 mod decode;
 mod encode;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use gearbox_core::{Chunk, Context, DType, Error, ErrorKind, Needs, Pipeline, Result, Role, Shape};
+use gearbox_core::container::RunInfo;
+use gearbox_core::{Chunk, ChunkCoder, Context, DType, Error, ErrorKind, Needs, Pipeline, Result, Role, Shape};
 use rayon::prelude::*;
 
 pub use decode::{Decoded, decode};
@@ -42,82 +43,107 @@ pub struct SequenceCost {
     pub ns: u64,
 }
 
-/// Which chunks must be coded one after the other.
+/// The parts of the context that the coders of one layer need or want, by role.
 #[derive(Clone, Copy)]
-struct Grain {
-    /// Values after the keys of the same tokens.
-    pairs: bool,
-    /// Chunks of a layer in order.
-    sequential: bool,
-}
+struct Uses([Needs; 2]);
 
-impl Grain {
-    fn of(pipeline: &Pipeline) -> Self {
-        let needs = pipeline.needs();
-        Self { pairs: needs.peer, sequential: needs.history }
+impl Uses {
+    /// A layer that no route holds uses nothing; its chunks fail on their own.
+    fn of(pipeline: &Pipeline, layer: u32) -> Self {
+        Self(Role::ALL.map(|role| pipeline.coder(layer, role).map_or(Needs::NONE, ChunkCoder::context)))
     }
 
-    /// Cuts the chunks of one layer into jobs; a step is a role and a chunk number.
+    /// Cuts the chunks of the layer into jobs; a step is a role and a chunk number.
     fn jobs(self, chunks: usize) -> Vec<Vec<(Role, usize)>> {
         let steps = (0..chunks).flat_map(|chunk| Role::ALL.map(|role| (role, chunk)));
-        match (self.sequential, self.pairs) {
+        let sequential = self.0.iter().any(|uses| uses.history);
+        match (sequential, self.of_role(Role::Value).peer) {
             (true, _) => vec![steps.collect()],
             (false, true) => (0..chunks).map(|chunk| Role::ALL.map(|role| (role, chunk)).to_vec()).collect(),
             (false, false) => steps.map(|step| vec![step]).collect(),
         }
     }
+
+    fn of_role(self, role: Role) -> Needs {
+        self.0[role as usize]
+    }
 }
 
-/// Decoded tensors that later steps of a job may look at; `None` after a failure.
+/// What the steps of a job know of each other; `None` after a failure.
 struct Known {
+    uses: Uses,
+    /// Token ids of the current step, if they are used and stored.
+    tokens: Option<Vec<u32>>,
     /// Decoded keys of the current tokens.
     peer: Option<Vec<u8>>,
-    /// Decoded earlier tokens, by role.
-    history: [Option<Vec<u8>>; 2],
+    /// By role.
+    history: [History; 2],
+}
+
+/// Decoded earlier tokens.
+struct History {
+    bytes: Option<Vec<u8>>,
+    /// Their ids, if all are known.
+    tokens: Option<Vec<u32>>,
 }
 
 impl Known {
-    fn new() -> Self {
-        Self { peer: None, history: [Some(Vec::new()), Some(Vec::new())] }
+    fn new(uses: Uses) -> Self {
+        let history =
+            Role::ALL.map(|role| History { bytes: Some(Vec::new()), tokens: uses.of_role(role).tokens.then(Vec::new) });
+        Self { uses, tokens: None, peer: None, history }
     }
 
-    /// Adds what the pipeline needs to a context that knows its place, token ids and rotation.
+    /// Begins a step. The token ids come from the run record, which the decoder reads too.
+    fn begin(&mut self, run: &RunInfo, role: Role, first_token: u64, seq: usize) {
+        self.tokens = if self.uses.of_role(role).tokens { run.tokens(first_token, seq) } else { None };
+    }
+
+    /// Adds what the coder uses to the context of the current step, which knows its place and rotation.
     ///
     /// `shape` and `dtype` are those of the tensor that is coded, `key` those of the keys of the same tokens.
-    fn add_to<'a>(
+    fn context<'a>(
         &'a self,
         cx: Context<'a>,
-        needs: Needs,
         (shape, dtype): (Shape, DType),
         key: Option<(Shape, DType)>,
     ) -> Result<Context<'a>> {
-        let lost = |what| Error::corrupt(format!("{what} could not be decoded, and a plugin needs them"));
-        let mut cx = cx;
-        if needs.peer && cx.role == Role::Value {
+        let lost = |what| Error::corrupt(format!("{what} could not be decoded, and a plugin looks at them"));
+        let uses = self.uses.of_role(cx.role);
+        let mut cx = Context { tokens: self.tokens.as_deref(), ..cx };
+        if uses.peer && cx.role == Role::Value {
             let peer = self.peer.as_deref().ok_or_else(|| lost("the keys of these tokens"))?;
             let (shape, dtype) = key.ok_or_else(|| lost("the keys of these tokens"))?;
             cx.peer = Some(Chunk::new(shape, dtype, peer)?);
         }
-        if needs.history {
-            let history = self.history[cx.role as usize].as_deref().ok_or_else(|| lost("earlier tokens"))?;
-            let seq = history.len() / (shape.row() * dtype.size()).max(1);
-            cx.history = Some(Chunk::new(shape.with_seq(seq), dtype, history)?);
+        if uses.history {
+            let History { bytes, tokens } = &self.history[cx.role as usize];
+            let bytes = bytes.as_deref().ok_or_else(|| lost("earlier tokens"))?;
+            let seq = bytes.len() / (shape.row() * dtype.size()).max(1);
+            cx.history = Some(Chunk::new(shape.with_seq(seq), dtype, bytes)?);
+            cx.history_tokens = tokens.as_deref();
         }
         Ok(cx)
     }
 
-    /// Takes in a step's result.
-    fn keep(&mut self, needs: Needs, role: Role, decoded: Option<&[u8]>) {
-        if needs.peer && role == Role::Key {
+    /// Takes in the result of the current step.
+    fn keep(&mut self, role: Role, decoded: Option<&[u8]>) {
+        if role == Role::Key && self.uses.of_role(Role::Value).peer {
             self.peer = decoded.map(<[u8]>::to_vec);
         }
-        if needs.history {
+        if self.uses.of_role(role).history {
             let history = &mut self.history[role as usize];
-            match (history.as_mut(), decoded) {
-                (Some(history), Some(decoded)) => history.extend_from_slice(decoded),
-                _ => *history = None,
-            }
+            append(&mut history.bytes, decoded);
+            append(&mut history.tokens, self.tokens.as_deref());
         }
+    }
+}
+
+/// Appends what is there; without it nothing is known any more.
+fn append<T: Copy>(all: &mut Option<Vec<T>>, more: Option<&[T]>) {
+    match (all.as_mut(), more) {
+        (Some(all), Some(more)) => all.extend_from_slice(more),
+        _ => *all = None,
     }
 }
 

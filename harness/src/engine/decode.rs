@@ -7,7 +7,7 @@ use gearbox_core::{ChunkMut, Context, Error, Limits, Pipeline, Result, ResultExt
 use indicatif::ProgressBar;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Grain, Known, SequenceCost, guarded, in_batches};
+use super::{Known, SequenceCost, Uses, guarded, in_batches};
 
 /// What decoding a container gave.
 #[derive(Debug)]
@@ -37,11 +37,10 @@ pub fn decode<S: ReadAt>(
     let mut digests: Vec<Xxh3> = sequences.iter().map(|_| Xxh3::new()).collect();
     let mut failures = Vec::new();
     let mut failed = vec![false; sequences.len()];
-    let grain = Grain::of(pipeline);
     let mut jobs: Vec<(Pair, Vec<(Role, usize)>)> = Vec::new();
-    for pair in pairs(&sequences) {
+    for (layer, pair) in pairs(&sequences) {
         let chunks = pair.iter().flatten().map(|idx| sequences[*idx].chunks.len()).max().unwrap_or(0);
-        jobs.extend(grain.jobs(chunks).into_iter().map(|steps| (pair, steps)));
+        jobs.extend(Uses::of(pipeline, layer).jobs(chunks).into_iter().map(|steps| (pair, steps)));
     }
     let step_bytes = |idx: usize, chunk: usize| {
         let sequence = sequences[idx];
@@ -108,14 +107,14 @@ fn cost<S: ReadAt>(container: &Container<S>, sequence: &StoredSequence) -> Seque
 /// Numbers of the sequences that hold keys and values of one layer.
 type Pair = [Option<usize>; 2];
 
-/// Keys and values of the same run and layer.
-fn pairs(sequences: &[&StoredSequence]) -> Vec<Pair> {
+/// Keys and values of the same run and layer, with the layer.
+fn pairs(sequences: &[&StoredSequence]) -> Vec<(u32, Pair)> {
     let mut pairs = std::collections::BTreeMap::<_, Pair>::new();
     for (idx, sequence) in sequences.iter().enumerate() {
         let info = &sequence.info;
         pairs.entry((info.run, info.layer)).or_default()[info.role as usize] = Some(idx);
     }
-    pairs.into_values().collect()
+    pairs.into_iter().map(|((_, layer), pair)| (layer, pair)).collect()
 }
 
 /// Sequence, chunk, decoded tensor, and the time it took.
@@ -128,14 +127,15 @@ fn decode_job<S: ReadAt>(
     pair: Pair,
     steps: &[(Role, usize)],
 ) -> Vec<DecodedStep> {
-    let mut known = Known::new();
+    let layer = pair.iter().flatten().next().map_or(0, |idx| sequences[*idx].info.layer);
+    let mut known = Known::new(Uses::of(pipeline, layer));
     let mut done: Vec<DecodedStep> = Vec::with_capacity(steps.len());
     for &(role, chunk) in steps {
         let Some(idx) = pair[role as usize].filter(|idx| chunk < sequences[*idx].chunks.len()) else { continue };
         let mut ns = 0;
         let key = pair[Role::Key as usize].map(|idx| sequences[idx]);
-        let result = decode_step(container, pipeline, &known, (sequences[idx], key), chunk, &mut ns);
-        known.keep(pipeline.needs(), role, result.as_deref().ok());
+        let result = decode_step(container, pipeline, &mut known, (sequences[idx], key), chunk, &mut ns);
+        known.keep(role, result.as_deref().ok());
         done.push((idx, chunk, result, ns));
     }
     done
@@ -144,13 +144,12 @@ fn decode_job<S: ReadAt>(
 fn decode_step<S: ReadAt>(
     container: &Container<S>,
     pipeline: &Pipeline,
-    known: &Known,
+    known: &mut Known,
     (sequence, key): (&StoredSequence, Option<&StoredSequence>),
     number: usize,
     ns: &mut u64,
 ) -> Result<Vec<u8>> {
     let info = &sequence.info;
-    let needs = pipeline.needs();
     let run = container.run(info.run)?;
     let chunk = sequence.chunks[number];
     let shape = info.shape(chunk.seq);
@@ -160,11 +159,10 @@ fn decode_step<S: ReadAt>(
     if bytes > limit {
         return Err(Error::limit(format!("{bytes} bytes, the limit is {limit}")).context(place()));
     }
-    let tokens = if needs.tokens { run.tokens(chunk.first_token, chunk.seq) } else { None };
-    let mut cx = Context::new(info.layer, info.role, chunk.first_token);
-    (cx.tokens, cx.rope) = (tokens.as_deref(), run.rope.as_ref());
+    known.begin(run, info.role, chunk.first_token, chunk.seq);
+    let cx = Context { rope: run.rope.as_ref(), ..Context::new(info.layer, info.role, chunk.first_token) };
     let key = key.map(|key| (key.info.shape(chunk.seq), key.info.dtype));
-    let cx = known.add_to(cx, needs, (shape, info.dtype), key).context(place)?;
+    let cx = known.context(cx, (shape, info.dtype), key).context(place)?;
     let mut out = vec![0; bytes];
     let start = Instant::now();
     let target = ChunkMut::new(shape, info.dtype, &mut out)?;

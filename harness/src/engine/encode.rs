@@ -10,12 +10,12 @@ use std::time::Instant;
 use gearbox_core::container::{ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo};
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{
-    Chunk, ChunkCoder, ChunkMut, ChunkPlan, Context, DType, EncodedChunk, Error, Limits, Needs, Pipeline, Result,
-    ResultExt, Role, RoutedLane, Sample, Span,
+    Chunk, ChunkCoder, ChunkMut, ChunkPlan, Chunking, Context, DType, EncodedChunk, Error, Limits, Needs, Pipeline,
+    Result, ResultExt, Role, RoutedLane, Sample, Span,
 };
 use indicatif::ProgressBar;
 
-use super::{Grain, Known, SequenceCost, guarded, in_batches};
+use super::{Known, SequenceCost, Uses, guarded, in_batches};
 use crate::dump::{Dump, Entry, Layer, Mapped, Run};
 
 /// What encoding a dump gave.
@@ -87,14 +87,6 @@ impl Source {
     }
 }
 
-fn token_ids(entries: &[Entry], plan: &ChunkPlan) -> Option<Vec<u32>> {
-    let mut ids = Vec::with_capacity(plan.seq);
-    for (idx, range) in &plan.pieces {
-        ids.extend_from_slice(entries[*idx].tokens.as_ref()?.get(range.clone())?);
-    }
-    Some(ids)
-}
-
 fn spans(layer: &Layer) -> Vec<Span> {
     layer.entries.iter().map(Entry::span).collect()
 }
@@ -111,14 +103,14 @@ struct Step {
 
 /// Everything about one layer that its jobs share.
 struct LayerWork<'a> {
-    run: &'a Run,
+    run: &'a RunInfo,
     layer: &'a Layer,
     plans: Vec<ChunkPlan>,
 }
 
 impl<'a> LayerWork<'a> {
-    fn new(run: &'a Run, layer: &'a Layer, pipeline: &Pipeline) -> Self {
-        Self { run, layer, plans: pipeline.spec().chunking.plan(&spans(layer)) }
+    fn new(run: &'a RunInfo, layer: &'a Layer, chunking: Chunking) -> Self {
+        Self { run, layer, plans: chunking.plan(&spans(layer)) }
     }
 
     fn bytes(&self, steps: &[(Role, usize)]) -> usize {
@@ -143,7 +135,7 @@ impl<'a> LayerWork<'a> {
         let source = Source::read(&self.layer.entries, role, plan)?;
         let tensor = self.layer.entries[plan.pieces[0].0].tensor(role);
         let chunk = Chunk::new(tensor.shape.with_seq(plan.seq), tensor.dtype, source.bytes())?;
-        let tokens = token_ids(&self.layer.entries, plan);
+        let tokens = self.run.tokens(plan.first_token, plan.seq);
         let mut cx = Context::new(self.layer.id, role, plan.first_token);
         (cx.tokens, cx.rope) = (tokens.as_deref(), self.run.rope.as_ref());
         let lanes = guarded(|| coder.lanes(chunk, &cx))?.into_iter();
@@ -154,28 +146,25 @@ impl<'a> LayerWork<'a> {
     }
 
     fn encode(&self, pipeline: &Pipeline, steps: &[(Role, usize)]) -> Result<Vec<Step>> {
-        let needs = pipeline.needs();
-        let mut known = Known::new();
+        let mut known = Known::new(Uses::of(pipeline, self.layer.id));
         let mut done = Vec::with_capacity(steps.len());
         for &(role, chunk) in steps {
-            let step = self.encode_step(pipeline, &known, role, chunk).context(|| self.place(role, chunk))?;
-            known.keep(needs, role, Some(step.decoded.as_deref().unwrap_or(step.source.bytes())));
+            let step = self.encode_step(pipeline, &mut known, role, chunk).context(|| self.place(role, chunk))?;
+            known.keep(role, Some(step.decoded.as_deref().unwrap_or(step.source.bytes())));
             done.push(step);
         }
         Ok(done)
     }
 
-    fn encode_step(&self, pipeline: &Pipeline, known: &Known, role: Role, chunk: usize) -> Result<Step> {
-        let needs = pipeline.needs();
+    fn encode_step(&self, pipeline: &Pipeline, known: &mut Known, role: Role, chunk: usize) -> Result<Step> {
         let plan = &self.plans[chunk];
         let source = Source::read(&self.layer.entries, role, plan)?;
         let first = &self.layer.entries[plan.pieces[0].0];
         let (dtype, shape) = (first.tensor(role).dtype, first.tensor(role).shape.with_seq(plan.seq));
         let key = Some((first.key.shape.with_seq(plan.seq), first.key.dtype));
-        let tokens = if needs.tokens { token_ids(&self.layer.entries, plan) } else { None };
-        let mut cx = Context::new(self.layer.id, role, plan.first_token);
-        (cx.tokens, cx.rope) = (tokens.as_deref(), self.run.rope.as_ref());
-        let cx = known.add_to(cx, needs, (shape, dtype), key)?;
+        known.begin(self.run, role, plan.first_token, plan.seq);
+        let cx = Context { rope: self.run.rope.as_ref(), ..Context::new(self.layer.id, role, plan.first_token) };
+        let cx = known.context(cx, (shape, dtype), key)?;
         let coder = pipeline.coder(self.layer.id, role)?;
         let input = Chunk::new(shape, dtype, source.bytes())?;
         let mut encoded = EncodedChunk::default();
@@ -206,13 +195,13 @@ pub fn encode<W: Write + Send>(
     check(dump, pipeline)?;
     train(dump, pipeline)?;
     let pipeline = &*pipeline;
-    let needs = pipeline.needs();
-    let grain = Grain::of(pipeline);
+    let chunking = pipeline.spec().chunking;
     let mut writer = ContainerWriter::new(out, pipeline)?;
     let mut costs = Vec::new();
     for run in &dump.runs {
-        let run_id = writer.add_run(&run_info(run, needs)?)?;
-        let layers: Vec<_> = run.layers.iter().map(|layer| LayerWork::new(run, layer, pipeline)).collect();
+        let info = run_info(run, pipeline.context())?;
+        let run_id = writer.add_run(&info)?;
+        let layers: Vec<_> = run.layers.iter().map(|layer| LayerWork::new(&info, layer, chunking)).collect();
         let mut ids: Vec<[SequenceId; 2]> = Vec::new();
         let first_cost = costs.len();
         let mut jobs = Vec::new();
@@ -230,7 +219,8 @@ pub fn encode<W: Write + Send>(
                 writer.add_sequence(info)
             };
             ids.push([add(Role::Key)?, add(Role::Value)?]);
-            jobs.extend(grain.jobs(work.plans.len()).into_iter().map(|steps| (idx, steps)));
+            let uses = Uses::of(pipeline, work.layer.id);
+            jobs.extend(uses.jobs(work.plans.len()).into_iter().map(|steps| (idx, steps)));
         }
         in_batches(
             &jobs,
@@ -253,8 +243,9 @@ pub fn encode<W: Write + Send>(
     Ok((out, Encoded { ledger, sequences: costs }))
 }
 
-fn run_info(run: &Run, needs: Needs) -> Result<RunInfo> {
-    let tokens = if needs.tokens { token_spans(run).context(|| format!("run `{}`", run.name))? } else { Vec::new() };
+/// What a container tells of a run; its token ids if a plugin uses them.
+fn run_info(run: &Run, context: Needs) -> Result<RunInfo> {
+    let tokens = if context.tokens { token_spans(run).context(|| format!("run `{}`", run.name))? } else { Vec::new() };
     Ok(RunInfo { name: run.name.clone(), rope: run.rope.clone(), tokens })
 }
 
@@ -307,18 +298,20 @@ pub fn train(dump: &Dump, pipeline: &mut Pipeline) -> Result<()> {
             coders.insert((layer.id, role), pipeline.coder(layer.id, role)?.clone());
         }
     }
+    let infos = dump.runs.iter().map(|run| run_info(run, pipeline.context())).collect::<Result<Vec<_>>>()?;
     let chunking = pipeline.spec().chunking;
     let failure = RefCell::new(None);
-    let (coders, failed) = (&coders, &failure);
+    let (coders, infos, failed) = (&coders, &infos, &failure);
     guarded(|| {
         pipeline.train(&|slot| {
-            let layers = dump.runs.iter().flat_map(|run| run.layers.iter().map(move |layer| (run, layer)));
+            let runs = infos.iter().zip(&dump.runs);
+            let layers = runs.flat_map(|(info, run)| run.layers.iter().map(move |layer| (info, layer)));
             let parts = layers.flat_map(move |(run, layer)| {
                 let used = Role::ALL.into_iter().filter(move |role| coders[&(layer.id, *role)].uses(slot));
                 used.map(move |role| (run, layer, role))
             });
             let chunks = parts.flat_map(move |(run, layer, role)| {
-                let work = Rc::new(LayerWork { run, layer, plans: chunking.plan(&spans(layer)) });
+                let work = Rc::new(LayerWork::new(run, layer, chunking));
                 (0..work.plans.len()).map(move |chunk| (Rc::clone(&work), role, chunk))
             });
             let lanes = chunks.map_while(move |(work, role, chunk)| {
