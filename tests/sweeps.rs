@@ -46,6 +46,49 @@ fn kept_containers_are_the_rows_of_the_table_and_of_the_csv() {
 }
 
 #[test]
+fn rows_tell_how_far_they_are_from_the_order_0_floor() {
+    let sweep = json(&[
+        "sweep",
+        "--pipeline",
+        "store",
+        "--pipeline",
+        r#"{"routes": [{"layers": "..1", "codec": {"id": "zstd"}}]}"#,
+    ]);
+    let entropy = &sweep["dumps"][0]["entropy"];
+    let near = |value: &Value, expected: f64| assert!((value.as_f64().unwrap() - expected).abs() < 1e-9, "{value}");
+    // By NumPy, over the same values.
+    near(&entropy["floor"], f64::midpoint(13.609_253_248_463_752, 13.569_039_429_191_232));
+    let row = &sweep["rows"][0];
+    near(&row["bits_per_value"], row["stored_bytes"].as_f64().unwrap() * 8.0 / 811_008.0);
+    near(&row["gap"], row["bits_per_value"].as_f64().unwrap() - entropy["floor"].as_f64().unwrap());
+    let unsupported = &sweep["rows"][1];
+    assert_eq!((&unsupported["floor"], &unsupported["gap"]), (&entropy["floor"], &Value::Null));
+}
+
+#[test]
+fn entropies_of_the_sample_are_those_of_an_independent_count() {
+    let found = json(&["dump", "info", "--entropy"])["entropy"].take();
+    let keys = &found["roles"][0];
+    assert_eq!((&keys["role"], &keys["values"]), (&Value::from("key"), &Value::from(405_504)));
+    // By NumPy: means over six layers.
+    let expected = [
+        ("raw", [0.998_713_084_471, 2.639_081_437_986, 9.971_458_726_006, 5.568_714_454_730, 7.997_973_794_387]),
+        ("delta", [0.853_940_235_555, 2.983_162_834_587, 9.998_235_797_437, 5.755_765_704_493, 7.999_666_972_293]),
+        ("channel", [0.894_810_482_501, 2.380_354_716_508, 9.118_082_032_867, 5.109_046_872_272, 7.902_928_604_001]),
+    ];
+    for (view, bits) in expected {
+        for (stream, bits) in ["sign", "exponent", "mantissa", "hi", "lo"].into_iter().zip(bits) {
+            let found = keys[view][stream].as_f64().unwrap();
+            assert!((found - bits).abs() < 1e-9, "{view} {stream}: expected {bits}, got {found}");
+        }
+    }
+    assert_eq!(found["layers"].as_array().unwrap().len(), 12);
+    assert_eq!(found["tensors"].as_array().unwrap().len(), 12);
+    let table = stdout(&["dump", "info", "--entropy=layer"]);
+    assert_eq!(table.lines().filter(|line| line.contains("| layer ")).count(), 12, "{table}");
+}
+
+#[test]
 fn sweep_of_settings_runs_each_once() {
     let pipeline = r#"{ "pipelines": [
         { "routes": [{ "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }] },

@@ -75,6 +75,11 @@ pub fn ratio(original: u64, stored: u64) -> String {
     if stored == 0 { "-".into() } else { format!("{:.3}", original as f64 / stored as f64) }
 }
 
+/// A number with so many decimals; `-` if there is none, or if it is infinite.
+pub fn decimal(number: Option<f64>, decimals: usize) -> String {
+    number.filter(|number| number.is_finite()).map_or("-".into(), |number| format!("{number:.decimals$}"))
+}
+
 /// Throughput in 10^6 bytes per second with no decimals; `-` if no time was measured.
 pub fn rate(bytes: u64, ns: u64) -> String {
     if ns == 0 { "-".into() } else { format!("{:.0}", bytes as f64 * 1e3 / ns as f64) }

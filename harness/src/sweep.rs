@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::atomic::AtomicFile;
 use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
+use crate::entropy::Entropy;
 use crate::receipt::Receipt;
 use crate::report::{self, Columns};
 use crate::{compare, pipelines};
@@ -112,6 +113,12 @@ pub struct Row {
     pub stored_bytes: u64,
     /// Original elements.
     pub values: u64,
+    /// 8 × stored bytes ÷ original elements, if the pipeline encoded them.
+    pub bits_per_value: Option<f64>,
+    /// Order-0 floor of the dump in bits per value, see [`crate::entropy`].
+    pub floor: Option<f64>,
+    /// Bits per value − floor: below zero where the pipeline found structure beyond order 0, or lost something.
+    pub gap: Option<f64>,
     /// Keys.
     pub key: RoleBytes,
     /// Values.
@@ -164,6 +171,8 @@ pub struct DumpFacts {
     pub entries: usize,
     /// Bytes of keys and values.
     pub original_bytes: u64,
+    /// Entropies of keys and values, means over all of them.
+    pub entropy: Entropy,
 }
 
 /// Where a sweep puts its containers, numbered in the order of the rows.
@@ -222,6 +231,9 @@ impl Row {
             original_bytes: dump.original_bytes(),
             stored_bytes: 0,
             values: 0,
+            bits_per_value: None,
+            floor: None,
+            gap: None,
             key: RoleBytes::default(),
             value: RoleBytes::default(),
             changed_values: 0,
@@ -269,6 +281,7 @@ impl Row {
         self.value.stored_bytes = encoded.ledger.sum(|account| account.role == Some(Role::Value));
         self.decode_ns = compared.decoded.sequences.iter().map(|cost| cost.ns).sum();
         self.values = compared.values;
+        self.bits_per_value = Some(self.stored_bytes as f64 * 8.0 / self.values as f64);
         self.changed_values = compared.changed_values;
         self.ledger =
             encoded.ledger.rows().map(|(account, bytes)| LedgerRow { account: account.clone(), bytes }).collect();
@@ -281,11 +294,6 @@ impl Row {
             )),
             None => Outcome::Ok,
         })
-    }
-
-    /// 8 × stored bytes ÷ original elements.
-    pub fn bits_per_value(&self) -> f64 {
-        self.stored_bytes as f64 * 8.0 / self.values as f64
     }
 }
 
@@ -301,6 +309,17 @@ fn check_ledger(written: &Ledger, read: &Ledger, file_bytes: u64) -> Result<()> 
 }
 
 impl Sweep {
+    /// Adds a dump and its rows, which take its floor.
+    pub fn add(&mut self, dump: DumpFacts, rows: Vec<Row>) {
+        let floor = dump.entropy.floor;
+        self.rows.extend(rows.into_iter().map(|row| Row {
+            floor: Some(floor),
+            gap: row.bits_per_value.map(|bits| bits - floor),
+            ..row
+        }));
+        self.dumps.push(dump);
+    }
+
     /// Whether at least one row ended well, and every other one was not legal to begin with.
     pub fn passed(&self) -> bool {
         self.rows.iter().any(|row| row.outcome == Outcome::Ok)
@@ -317,12 +336,12 @@ impl Sweep {
             ">ratio",
             ">key",
             ">value",
-            ">bits/value",
-            ">stored bytes",
-            ">overhead",
-            ">encode MB/s",
-            ">decode MB/s",
-            "decoded",
+            ">bits",
+            ">gap",
+            ">stored",
+            ">enc MB/s",
+            ">dec MB/s",
+            "result",
         ]);
         let mut notes = String::new();
         for row in rows {
@@ -340,14 +359,13 @@ impl Sweep {
             };
             let mut cells = vec![row.name.clone(), row.chunking.clone()];
             if row.outcome == Outcome::Ok {
-                let payload: u64 = row.payload_bytes();
                 cells.extend([
                     report::ratio(row.original_bytes, row.stored_bytes),
                     report::ratio(row.key.original_bytes, row.key.stored_bytes),
                     report::ratio(row.value.original_bytes, row.value.stored_bytes),
-                    format!("{:.2}", row.bits_per_value()),
+                    report::decimal(row.bits_per_value, 2),
+                    report::decimal(row.gap, 2),
                     row.stored_bytes.to_string(),
-                    format!("{:.1} %", 100.0 * (row.stored_bytes - payload) as f64 / row.stored_bytes as f64),
                     report::rate(row.original_bytes, row.encode_ns),
                     report::rate(row.original_bytes, row.decode_ns),
                 ]);
@@ -358,12 +376,5 @@ impl Sweep {
             table.row(cells);
         }
         format!("{table}{notes}")
-    }
-}
-
-impl Row {
-    fn payload_bytes(&self) -> u64 {
-        let payload = gearbox_core::ledger::Section::Payload;
-        self.ledger.iter().filter(|row| row.account.section == payload).map(|row| row.bytes).sum()
     }
 }

@@ -7,6 +7,7 @@ use gearbox_core::{DType, Error, Result, Rope};
 
 use super::DumpArgs;
 use crate::dump::{self, ConvertOptions, Dump, Format};
+use crate::entropy::Entropies;
 use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{report, sample};
@@ -30,6 +31,18 @@ pub(super) struct InfoArgs {
     /// Also print the digest of names, ranges, shapes and tensors; reads everything
     #[arg(long)]
     digest: bool,
+    /// Also print the order-0 entropies of signs, exponents, mantissas and bytes, and the floor that they set; reads everything
+    #[arg(long, value_enum, value_name = "BY", num_args = 0..=1, require_equals = true, default_missing_value = "role")]
+    entropy: Option<EntropyBy>,
+}
+
+/// The rows of a table of entropies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum EntropyBy {
+    /// One row for keys and one for values
+    Role,
+    /// One row per layer and role
+    Layer,
 }
 
 /// What to convert, and to what.
@@ -87,12 +100,20 @@ fn info(args: &InfoArgs, json: bool) -> Result<Status> {
     let (dump, status) = args.dump.open()?;
     let info = dump.info();
     let digest = if args.digest { Some(dump.digest()?) } else { None };
+    let entropy = args.entropy.map(|by| Ok((by, Entropies::of(&dump)?))).transpose()?;
     if json {
-        report::print_json(&serde_json::json!({ "info": info, "digest": digest }))?;
+        let entropy = entropy.map(|(_, entropies)| entropies);
+        report::print_json(&serde_json::json!({ "info": info, "digest": digest, "entropy": entropy }))?;
     } else {
         report::print(info.to_string().trim_end())?;
         if let Some(digest) = digest {
             report::print(&format!("digest {digest}"))?;
+        }
+        if let Some((by, entropies)) = entropy {
+            let table = entropies.table(by == EntropyBy::Layer);
+            report::print(&format!(
+                "\nbits per value, order 0; /channel: with exponents given their channel\n\n{table}"
+            ))?;
         }
     }
     Ok(status)

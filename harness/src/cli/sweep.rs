@@ -7,6 +7,7 @@ use clap::Args;
 use gearbox_core::{Error, Registry, Result};
 
 use crate::atomic::AtomicFile;
+use crate::entropy::{Entropies, Entropy};
 use crate::receipt::Receipt;
 use crate::select::SelectArgs;
 use crate::status::Status;
@@ -22,7 +23,9 @@ use crate::{report, sample, sweep};
   gearbox sweep configs/zstd-levels.json         pipelines from a file
   gearbox sweep --dump DIR --pipeline gear --pipeline zstd --out results
 
-The key and value columns count chunks and sequence headers of that role; the ratio counts the whole file.")]
+The key and value columns count chunks and sequence headers of that role; the ratio counts the whole file,
+whose bytes are in the column stored. Bits are stored bits per value, and the gap is what they are above the order-0 floor of the dump;
+below zero, the pipeline found structure beyond order 0.")]
 pub(super) struct SweepArgs {
     /// Sweep as JSON: `{ "dumps": […], "pipelines": […] }` [default: every codec in every chunking mode]
     config: Option<PathBuf>,
@@ -78,15 +81,16 @@ impl SweepArgs {
         for path in &paths {
             let (dump, opened) = self.select.open(path)?;
             status = status.and(opened);
-            result.dumps.push(DumpFacts {
+            let facts = DumpFacts {
                 path: path.display().to_string(),
                 digest: dump.digest()?,
                 runs: dump.runs.len(),
                 entries: dump.entries(),
                 original_bytes: dump.original_bytes(),
-            });
-            let first = result.rows.len();
-            result.rows.extend(sweep::run(&dump, &specs, registry, &containers, first)?);
+                entropy: Entropies::of(&dump)?.all,
+            };
+            let rows = sweep::run(&dump, &specs, registry, &containers, result.rows.len())?;
+            result.add(facts, rows);
         }
         status = status.and(Status::pass_if(result.passed()));
         let text = summary(&result);
@@ -113,6 +117,16 @@ fn summary(sweep: &Sweep) -> String {
             dump.entries,
             report::bytes(dump.original_bytes),
             dump.digest
+        );
+        let Entropy { floor, ceiling, channel_floor, channel_ceiling, .. } = dump.entropy;
+        let number = |number| report::decimal(Some(number), 3);
+        let _ = writeln!(
+            text,
+            "order-0 floor: {} bits per value, a ratio of {}; {} and {} with exponents per channel",
+            number(floor),
+            number(ceiling),
+            number(channel_floor),
+            number(channel_ceiling)
         );
     }
     let _ = write!(text, "\n{}", sweep.table());
@@ -153,6 +167,9 @@ impl Files {
             "changed_values",
             "encode_ns",
             "decode_ns",
+            "bits_per_value",
+            "floor",
+            "gap",
             "pipeline_json",
         ])
         .map_err(failed)?;
@@ -173,6 +190,8 @@ impl Files {
                 row.decode_ns,
             ];
             record.extend(numbers.map(|number| number.to_string()));
+            let bits = [row.bits_per_value, row.floor, row.gap];
+            record.extend(bits.map(|bits| bits.map_or(String::new(), |bits| format!("{bits:.4}"))));
             record.push(row.pipeline.to_string());
             csv.write_record(&record).map_err(failed)?;
         }
