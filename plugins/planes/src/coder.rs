@@ -28,8 +28,11 @@ pub(crate) const MIN_LOG: u32 = 10;
 /// to here.
 pub(crate) const MAX_LOG: u32 = 12;
 
-/// Contexts of one stream: as many as a byte can name, which spares a check for every symbol. Tables that are not set take no memory.
-const MAX_CONTEXTS: usize = 256;
+/// Contexts of one stream.
+pub(crate) const MAX_CONTEXTS: usize = 64;
+
+/// Decoding tables: as many as a byte can name, which spares a check for every symbol. Those that are never set take no memory.
+const TABLES: usize = 256;
 
 /// Lower end of the interval of a state.
 const LOW: u32 = 1 << 16;
@@ -143,7 +146,7 @@ fn push(
 ) -> usize {
     let mut used = 0;
     for ((state, &symbol), &context) in states.iter_mut().zip(symbols).zip(contexts).rev() {
-        let step = &steps[usize::from(context)][usize::from(symbol)];
+        let step = &steps[usize::from(context) % MAX_CONTEXTS][usize::from(symbol)];
         let full = *state > step.limit;
         // Written always and counted only if full: a branch here would be taken at random.
         window[(GROUP - 1 - used) % GROUP] = *state as u16;
@@ -158,7 +161,7 @@ fn push(
 /// Decoding tables of all contexts: one entry per slot with symbol in bits 0 to 7, offset within its frequency in bits 8 to 19, and frequency.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    slots: Box<[[u32; SLOTS]; MAX_CONTEXTS]>,
+    slots: Box<[[u32; SLOTS]; TABLES]>,
     log: u32,
 }
 
@@ -176,7 +179,7 @@ impl Tables {
 
     /// Sets the table of a context; the frequencies sum to `1 << log`.
     pub fn set(&mut self, context: usize, freqs: &Freqs) {
-        let mut slots = self.slots[context % MAX_CONTEXTS].as_mut_slice();
+        let mut slots = self.slots[context % TABLES].as_mut_slice();
         for (symbol, &freq) in (0..).zip(freqs) {
             let (own, rest) = slots.split_at_mut(usize::from(freq).min(slots.len()));
             let entry = u32::from(freq) << 20 | symbol;

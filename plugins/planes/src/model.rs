@@ -1,7 +1,7 @@
 //! What a decoder must know before it decodes symbols: which channel uses which table, and the tables.
 
 use crate::cluster::Map;
-use crate::coder::{Encoder, MAX_LOG, MIN_LOG, Tables, boxed};
+use crate::coder::{Encoder, MAX_CONTEXTS, MAX_LOG, MIN_LOG, Tables, boxed};
 use crate::fields::MAX_PLANES;
 use crate::side::{Bit, Side};
 use crate::table::{Kind, Levels, Models, frequencies, levels};
@@ -21,7 +21,7 @@ pub(crate) const DISTANCE: usize = WAYS + 1;
 /// Planes that are worth coding.
 pub(crate) const PLANE: usize = DISTANCE + 2;
 /// A power of two, so that counting needs no check.
-pub(crate) const CONTEXTS: usize = 64;
+pub(crate) const CONTEXTS: usize = MAX_CONTEXTS;
 
 const _: () = assert!(PLANE + MAX_PLANES <= CONTEXTS);
 
