@@ -1,6 +1,6 @@
 //! Encoder and decoder give plugins the same context, also when tensors are lossy, and with any number of threads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
@@ -238,6 +238,41 @@ fn wanted_context_is_what_the_dump_holds_on_both_sides() {
     let (registry, spec) = nosy(json!({}), &json!({ "mode": "per-entry" }));
     let refused = engine::check(&dump, &Pipeline::build(&spec, &registry).unwrap()).unwrap_err();
     assert!(refused.to_string().ends_with("a plugin needs token ids, which the dump does not hold"), "{refused}");
+}
+
+/// Stored bytes by layer, and those that belong to none, after a lossless round trip of the sample.
+fn stored_by_layer(dump: &Dump, route: &Value) -> BTreeMap<Option<u32>, u64> {
+    let registry = gearbox_plugins::registry().unwrap();
+    let spec = json!({ "routes": [route], "chunking": { "mode": "chunked-grouped", "tokens": 128 } });
+    let mut pipeline = Pipeline::build(&config::from_value(&spec).unwrap(), &registry).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    let bar = ProgressBar::hidden();
+    let (_, encoded) = engine::encode(dump, &mut pipeline, &mut file, &bar).unwrap();
+    let container: Container<File> = Container::open(file, &Limits::default()).unwrap();
+    let compared = compare::with_dump(&container, &container.pipeline(&registry).unwrap(), dump, &bar).unwrap();
+    assert!(compared.decoded.failures.is_empty(), "{}", compared.decoded.failures[0]);
+    assert_eq!(compared.changed_values, 0);
+    let mut bytes = BTreeMap::new();
+    for (account, count) in encoded.ledger.rows() {
+        *bytes.entry(account.layer).or_default() += count;
+    }
+    bytes
+}
+
+#[test]
+fn token_references_shrink_the_first_layers_and_cost_nothing_in_the_others() {
+    let dump = Dump::open(sample(), &Selection::default()).unwrap();
+    let alone = stored_by_layer(&dump, &json!({ "codec": { "id": "gear" } }));
+    let codec = json!({ "rows": { "id": "gear" }, "*": { "id": "zstd" } });
+    let referring = stored_by_layer(&dump, &json!({ "transforms": [{ "id": "token-ref" }], "codec": codec }));
+    let original: u64 =
+        dump.iter().filter(|(_, layer, _)| layer.id < 2).map(|(_, _, entry)| entry.original_bytes()).sum();
+    // All that belongs to no layer counts as if these two needed it: token ids among it.
+    let stored = referring[&None] + referring[&Some(0)] + referring[&Some(1)];
+    assert!(original * 10 > stored * 14, "{original} bytes in {stored}");
+    for (layer, bytes) in alone.iter().filter(|(layer, _)| layer.is_some()) {
+        assert!(referring[layer] <= bytes + 200, "layer {layer:?}: {} bytes, {bytes} without", referring[layer]);
+    }
 }
 
 /// Panics in encode.

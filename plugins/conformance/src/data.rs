@@ -40,6 +40,32 @@ impl SplitMix64 {
     }
 }
 
+/// Tokens after which [`DataKind::Repeats`] repeats.
+const REPEATS_PERIOD: u32 = 3;
+
+/// Tokens of the history in [`Surroundings`].
+const HISTORY: usize = 8;
+
+/// Token ids are below this: few, so that they meet again after few rows, while a [`DataKind::Walk`] is still near.
+const TOKENS: u32 = 3;
+
+/// A part of a context: its name and its place in [`Needs`].
+pub(crate) type Part = (&'static str, fn(&mut Needs) -> &mut bool);
+
+/// Each part of a context.
+pub(crate) const PARTS: [Part; 4] = [
+    ("token ids", |parts| &mut parts.tokens),
+    ("rotation", |parts| &mut parts.rope),
+    ("peer", |parts| &mut parts.peer),
+    ("history", |parts| &mut parts.history),
+];
+
+/// What is wrong with a plugin that works without a part it needs.
+pub(crate) const GUESSED: &str = "expected encoding and decoding to fail, since it is declared as needed";
+
+/// Every part of a context.
+pub(crate) const WHOLE: Needs = Needs { tokens: true, rope: true, peer: true, history: true };
+
 /// What the elements of a generated lane look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -111,6 +137,36 @@ pub fn typical_elements() -> Vec<Elem> {
     elements().into_iter().filter(typical).collect()
 }
 
+/// Shapes that every kind of data is tried with.
+pub(crate) const DATA_SHAPES: [Shape; 4] =
+    [Shape::new(1, 1, 1), Shape::new(2, 1, 64), Shape::new(7, 3, 5), Shape::new(33, 2, 32)];
+
+/// Shapes without elements.
+pub(crate) const EMPTY_SHAPES: [Shape; 5] =
+    [Shape::new(0, 8, 128), Shape::new(0, 1, 1), Shape::new(5, 0, 64), Shape::new(5, 8, 0), Shape::new(0, 0, 0)];
+
+/// Every shape of a grid: small ones with all element types, larger ones with typical ones, large ones with one of them each in turn.
+pub(crate) fn grid(all: &[Elem], typical: &[Elem]) -> Vec<(Elem, Shape)> {
+    let (heads, dims) = ([1, 8], [1, 64, 80, 128]);
+    let mut grid = Vec::new();
+    for (s, seq) in [0, 1, 2, 15, 16, 17, 127, 128, 129, 1000].into_iter().enumerate() {
+        for (h, heads) in heads.into_iter().enumerate() {
+            for (d, dim) in dims.into_iter().enumerate() {
+                let shape = Shape::new(seq, heads, dim);
+                // Turned by one per length, or a type would always meet the same heads and channels.
+                let turn = (s + h * dims.len() + d) % typical.len();
+                let elems = match shape.elements() {
+                    0..=1024 => all,
+                    1025..=8192 => typical,
+                    _ => &typical[turn..=turn],
+                };
+                grid.extend(elems.iter().map(|elem| (*elem, shape)));
+            }
+        }
+    }
+    grid
+}
+
 /// The lane of these elements: the tensor itself for floats, codes otherwise.
 pub fn lane_spec(elem: Elem, shape: Shape) -> LaneSpec {
     elem.dtype().map_or_else(|| LaneSpec::new("codes", elem, shape), |dtype| LaneSpec::tensor(dtype, shape))
@@ -135,7 +191,7 @@ pub fn generate(spec: &LaneSpec, kind: DataKind, seed: u64) -> Vec<u8> {
     match kind {
         DataKind::Walk => walk(elem, spec.shape, &mut random),
         DataKind::Repeats => {
-            let period = walk(elem, spec.shape.with_seq(3), &mut random);
+            let period = walk(elem, spec.shape.with_seq(REPEATS_PERIOD as usize), &mut random);
             period.iter().copied().cycle().take(spec.byte_len()).collect()
         }
         DataKind::Constant => {
@@ -158,6 +214,25 @@ pub fn generate(spec: &LaneSpec, kind: DataKind, seed: u64) -> Vec<u8> {
         }
         DataKind::Patterns => collect(elem, (0..count).map(|i| i as u32 & mask)),
     }
+}
+
+/// The value of a float, little-endian; not a number for integers.
+pub(crate) fn value(elem: Elem, bytes: &[u8]) -> f64 {
+    let Some(mantissa) = mantissa(elem) else { return f64::NAN };
+    let bits = bytes.iter().rev().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
+    let sign = if bits >> (width(elem) - 1) == 0 { 1.0 } else { -1.0 };
+    let largest = (1 << (width(elem) - 1 - mantissa)) - 1;
+    let (exponent, fraction) = ((bits >> mantissa & largest).cast_signed(), bits & ((1 << mantissa) - 1));
+    let scale = largest.cast_signed() / 2 + mantissa.cast_signed();
+    let magnitude = match exponent.cast_unsigned() {
+        0 => f64::from(fraction) * 2f64.powi(1 - scale),
+        exponent if exponent < largest => {
+            f64::from(fraction | 1 << mantissa) * 2f64.powi(exponent.cast_signed() - scale)
+        }
+        _ if fraction == 0 => f64::INFINITY,
+        _ => f64::NAN,
+    };
+    sign * magnitude
 }
 
 /// Bits that an element may use.
@@ -260,6 +335,12 @@ impl Case {
         Self { spec: lane_spec(elem, shape), kind, seed }
     }
 
+    /// A case whose seed is made from its shape.
+    pub(crate) fn seeded(elem: Elem, shape: Shape, kind: DataKind) -> Self {
+        let seed = [shape.seq, shape.heads, shape.dim].into_iter().fold(0, |seed, extent| seed * 131 + extent as u64);
+        Self::new(elem, shape, kind, seed)
+    }
+
     /// The elements.
     pub fn bytes(&self) -> Vec<u8> {
         generate(&self.spec, self.kind, self.seed)
@@ -270,20 +351,27 @@ impl Case {
         let shape = self.spec.shape;
         let dtype = self.spec.elem.dtype().unwrap_or(DType::F16);
         let mut random = SplitMix64::new(self.seed ^ 0x746F_6B65_6E73);
-        let chunk = |wanted: bool, shape: Shape, seed: u64| {
-            wanted.then(|| (shape, generate(&LaneSpec::tensor(dtype, shape), DataKind::Walk, seed)))
+        let chunk = |wanted: bool, shape: Shape, (kind, seed): (DataKind, u64)| {
+            wanted.then(|| (shape, generate(&LaneSpec::tensor(dtype, shape), kind, seed)))
         };
+        // Where rows repeat, their tokens do too, and the history goes on with both.
+        let repeats = self.kind == DataKind::Repeats;
+        let mut tokens = |count: usize| -> Vec<u32> {
+            (0..count).map(|row| if repeats { row as u32 % REPEATS_PERIOD } else { random.below(TOKENS) }).collect()
+        };
+        let history = if repeats { (self.kind, self.seed) } else { (DataKind::Walk, self.seed ^ 2) };
         Surroundings {
             dtype,
-            tokens: parts.tokens.then(|| (0..shape.seq).map(|_| random.below(50)).collect()),
+            tokens: parts.tokens.then(|| tokens(shape.seq)),
+            history_tokens: (parts.tokens && parts.history).then(|| tokens(HISTORY)),
             rope: parts.rope.then(|| Rope {
                 pairing: RopePairing::HalfSplit,
                 theta: 10_000.0,
                 rotary_dim: shape.dim / 2 * 2,
                 scaling: RopeScaling::None,
             }),
-            peer: chunk(parts.peer, shape, self.seed ^ 1),
-            history: chunk(parts.history, shape.with_seq(8), self.seed ^ 2),
+            peer: chunk(parts.peer, shape, (DataKind::Walk, self.seed ^ 1)),
+            history: chunk(parts.history, shape.with_seq(HISTORY), history),
         }
     }
 }
@@ -302,6 +390,7 @@ pub struct Surroundings {
     rope: Option<Rope>,
     peer: Option<(Shape, Vec<u8>)>,
     history: Option<(Shape, Vec<u8>)>,
+    history_tokens: Option<Vec<u32>>,
 }
 
 impl Surroundings {
@@ -310,14 +399,15 @@ impl Surroundings {
         Chunk::new(*shape, self.dtype, bytes).ok()
     }
 
-    /// The context: values of layer 3 that begin at token 8.
+    /// The context: values of layer 3 that begin right behind the history, at token 8.
     pub fn context(&self) -> Context<'_> {
         Context {
             tokens: self.tokens.as_deref(),
             rope: self.rope.as_ref(),
             peer: self.chunk(self.peer.as_ref()),
             history: self.chunk(self.history.as_ref()),
-            ..Context::new(3, Role::Value, 8)
+            history_tokens: self.history_tokens.as_deref(),
+            ..Context::new(3, Role::Value, HISTORY as u64)
         }
     }
 }
@@ -368,6 +458,23 @@ mod tests {
         values.sort_unstable();
         values.dedup();
         assert_eq!(values.len(), 65536);
+    }
+
+    #[test]
+    fn values_of_floats_are_what_their_bits_say() {
+        let same = |elem: Elem, bits: u32, expected: f64| {
+            let got = value(elem, &bits.to_le_bytes()[..elem.size()]);
+            assert_eq!(got.to_bits(), expected.to_bits(), "{elem} {bits:#x}: {got}, {expected}");
+        };
+        for (bits, expected) in [(0x3C00, 1.0), (0xC000, -2.0), (0x7BFF, 65504.0), (1, 2f64.powi(-24)), (0x8000, -0.0)]
+        {
+            same(Elem::F16, bits, expected);
+        }
+        same(Elem::Bf16, 0xBFC0, -1.5);
+        for float in [1.0f32, -0.1, f32::MAX, f32::MIN_POSITIVE, 1e-45, f32::NEG_INFINITY] {
+            same(Elem::F32, float.to_bits(), float.into());
+        }
+        assert!(value(Elem::F16, &[0x01, 0x7C]).is_nan());
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use gearbox_core::{Codec, Entry, Error, Needs, Result, Shape};
+use gearbox_core::{
+    Bound, Capabilities, Chunk, ChunkMut, Codec, DType, Elem, Entry, Error, Lane, LaneRef, LaneSpec, Latents,
+    LossyTransform, Result, Shape,
+};
 use serde_json::{Map, Value, json};
 
 use crate::Outcome;
@@ -24,13 +27,126 @@ pub fn schema_is_pinned<T: ?Sized>(entry: &Entry<T>, folder: &Path) -> Outcome {
     pin_schema(entry, folder, blessing())
 }
 
-/// Every file `*.bin` in `folder` that this codec wrote, in any version, still decodes to its lane; and there is one for each element
-/// type with these settings and the present format version.
+/// Every file `*.bin` in `folder` that this plugin wrote, in any version, still decodes to what it was made from; and there is one for
+/// each element type with these settings and the present format version.
 ///
-/// A golden is one line of JSON (id, format version, settings and the generated lane) and then the encoded bytes. With
-/// `GEARBOX_BLESS=1` missing ones are written; an existing one is never written again.
-pub fn goldens_decode(entry: &Entry<dyn Codec>, settings: &Value, folder: &Path) -> Outcome {
+/// A golden is one line of JSON (id, format version, settings, the generated lane or tensor, and what [`Recorded`] adds) and then bytes.
+/// With `GEARBOX_BLESS=1` missing ones are written; an existing one is never written again.
+pub fn goldens_decode<T: ?Sized + Recorded>(entry: &Entry<T>, settings: &Value, folder: &Path) -> Outcome {
     check_goldens(entry, settings, folder, blessing())
+}
+
+/// A kind of plugin whose output is kept in goldens.
+pub trait Recorded {
+    /// What the plugin declares.
+    fn declared(&self) -> Capabilities;
+    /// The resolved settings.
+    fn resolved(&self) -> Value;
+    /// Shape and kinds of data of which goldens are kept, for each element type.
+    fn samples(&self) -> (Shape, &[DataKind]);
+    /// Encodes a case behind what is in `bytes`, and adds to `head` what decoding needs to know besides.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn record(&self, case: &Case, head: &mut Map<String, Value>, bytes: &mut Vec<u8>) -> Result<(), String>;
+    /// Decodes what an earlier version recorded, and compares.
+    ///
+    /// # Errors
+    /// What is wrong, or differs.
+    fn replay(&self, case: &Case, head: &Value, bytes: &[u8]) -> Result<(), String>;
+}
+
+impl Recorded for dyn Codec {
+    fn declared(&self) -> Capabilities {
+        self.capabilities()
+    }
+
+    fn resolved(&self) -> Value {
+        self.config()
+    }
+
+    fn samples(&self) -> (Shape, &[DataKind]) {
+        (Shape::new(17, 2, 8), &[DataKind::Walk])
+    }
+
+    fn record(&self, case: &Case, _: &mut Map<String, Value>, bytes: &mut Vec<u8>) -> Check {
+        let (lane, around) = (case.bytes(), case.surroundings(self.capabilities().context()));
+        LaneRef::new(&case.spec, &lane)
+            .and_then(|lane| self.encode(lane, &around.context(), bytes))
+            .map_err(|error| format!("encode fails: {error}"))
+    }
+
+    fn replay(&self, case: &Case, _: &Value, bytes: &[u8]) -> Check {
+        let (expected, around) = (case.bytes(), case.surroundings(self.capabilities().context()));
+        let mut got = vec![0xA5; expected.len()];
+        self.decode(bytes, &case.spec, &around.context(), &mut got)
+            .map_err(|error| format!("decode fails: {error}"))?;
+        crate::codec::same(&expected, &got, case.spec.elem.size())
+    }
+}
+
+/// The lanes in memory form, end to end, and then the tensor that they are inverted to, unless that is the generated one.
+impl Recorded for dyn LossyTransform {
+    fn declared(&self) -> Capabilities {
+        self.capabilities()
+    }
+
+    fn resolved(&self) -> Value {
+        self.config()
+    }
+
+    fn samples(&self) -> (Shape, &[DataKind]) {
+        (Shape::new(40, 2, 16), &[DataKind::Walk, DataKind::Repeats])
+    }
+
+    fn record(&self, case: &Case, head: &mut Map<String, Value>, bytes: &mut Vec<u8>) -> Check {
+        let (tensor, around) = (case.bytes(), case.surroundings(self.capabilities().context()));
+        let mut latents = Latents::new();
+        tensor_type(case)
+            .and_then(|dtype| Chunk::new(case.spec.shape, dtype, &tensor))
+            .and_then(|chunk| self.forward(chunk, &around.context(), &mut latents))
+            .map_err(|error| format!("forward fails: {error}"))?;
+        let lanes = latents.lanes().iter().map(|lane| {
+            let Shape { seq, heads, dim } = lane.spec.shape;
+            json!({"name": lane.spec.name, "elem": lane.spec.elem.to_string(), "shape": [seq, heads, dim]})
+        });
+        head.insert("lanes".to_owned(), lanes.collect());
+        for lane in latents.lanes() {
+            bytes.extend_from_slice(&lane.bytes);
+        }
+        if self.bound() != Bound::Lossless {
+            bytes.extend(invert(self, case, &latents)?);
+        }
+        Ok(())
+    }
+
+    fn replay(&self, case: &Case, head: &Value, mut bytes: &[u8]) -> Check {
+        let mut latents = Latents::new();
+        for lane in head["lanes"].as_array().into_iter().flatten() {
+            let name = lane["name"].as_str().ok_or_else(|| missing("name", lane))?.to_owned();
+            let spec = LaneSpec::new(name, read_elem(lane)?, read_shape(lane)?);
+            let (own, rest) =
+                bytes.split_at_checked(spec.byte_len()).ok_or_else(|| format!("the file ends within {spec}"))?;
+            latents.push_lane(Lane { spec, bytes: own.to_vec() }).map_err(|error| error.to_string())?;
+            bytes = rest;
+        }
+        let expected = if self.bound() == Bound::Lossless { &case.bytes() } else { bytes };
+        crate::codec::same(expected, &invert(self, case, &latents)?, case.spec.elem.size())
+    }
+}
+
+fn tensor_type(case: &Case) -> Result<DType> {
+    case.spec.elem.dtype().ok_or_else(|| Error::invalid_input(format!("expected a tensor, got {}", case.spec)))
+}
+
+fn invert(transform: &dyn LossyTransform, case: &Case, latents: &Latents) -> Check<Vec<u8>> {
+    let around = case.surroundings(transform.capabilities().context());
+    let mut got = vec![0xA5; case.spec.byte_len()];
+    tensor_type(case)
+        .and_then(|dtype| ChunkMut::new(case.spec.shape, dtype, &mut got))
+        .and_then(|out| transform.inverse(latents, &around.context(), out))
+        .map_err(|error| format!("inverse fails: {error}"))?;
+    Ok(got)
 }
 
 fn blessing() -> bool {
@@ -73,11 +189,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(|source| Error::io(path, &source))
 }
 
-fn check_goldens(entry: &Entry<dyn Codec>, settings: &Value, folder: &Path, bless: bool) -> Outcome {
+fn check_goldens<T: ?Sized + Recorded>(entry: &Entry<T>, settings: &Value, folder: &Path, bless: bool) -> Outcome {
     Outcome::of("goldens_decode", |cases| {
         let _files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-        let codec = config::build(entry, settings)?;
-        for case in golden_cases(&*codec) {
+        let plugin = config::build(entry, settings)?;
+        for case in golden_cases(&*plugin) {
             let name = file_name(entry, settings, &case);
             cases.check(format!("{case}, `{name}`"), || {
                 let path = folder.join(&name);
@@ -87,30 +203,33 @@ fn check_goldens(entry: &Entry<dyn Codec>, settings: &Value, folder: &Path, bles
                 if !bless {
                     return Err(format!("there is no such golden in `{}`, {HINT}", folder.display()));
                 }
-                write(&path, &make_golden(entry, &*codec, &case)?).map_err(|error| error.to_string())
+                write(&path, &make_golden(entry, &*plugin, &case)?).map_err(|error| error.to_string())
             })?;
         }
         for (name, bytes) in read_goldens(folder).map_err(|error| error.to_string())? {
             let golden = cases.check(format!("`{name}`"), || Golden::parse(&bytes))?;
             if golden.id == entry.id || entry.aliases.contains(&golden.id) {
-                cases.check(format!("`{name}`: {}", golden.case), || golden.decode(entry))?;
+                cases.check(format!("`{name}`: {}", golden.case), || {
+                    let plugin = config::build(entry, &golden.head["settings"])?;
+                    plugin.replay(&golden.case, &golden.head, golden.bytes)
+                })?;
             }
         }
         Ok(())
     })
 }
 
-/// One small walk for each declared element type, and one lane of edge patterns for the first.
-fn golden_cases(codec: &dyn Codec) -> Vec<Case> {
+/// Small lanes for each declared element type, and one of edge patterns for the first.
+fn golden_cases<T: ?Sized + Recorded>(plugin: &T) -> Vec<Case> {
     let mut elems = typical_elements();
-    elems.retain(|elem| codec.capabilities().elems.contains(*elem));
-    let shape = Shape::new(17, 2, 8);
-    let walks = elems.iter().map(|elem| Case::new(*elem, shape, DataKind::Walk, 1));
-    walks.chain(elems.first().map(|elem| Case::new(*elem, shape, DataKind::Special, 1))).collect()
+    elems.retain(|elem| plugin.declared().elems.contains(*elem));
+    let (shape, kinds) = plugin.samples();
+    let usual = kinds.iter().flat_map(|kind| elems.iter().map(|elem| Case::new(*elem, shape, *kind, 1)));
+    usual.chain(elems.first().map(|elem| Case::new(*elem, shape, DataKind::Special, 1))).collect()
 }
 
 /// Such as `v1_zstd_f16_walk.bin`, or `v1_zstd_level-19_f16_walk.bin` with settings.
-fn file_name(entry: &Entry<dyn Codec>, settings: &Value, case: &Case) -> String {
+fn file_name<T: ?Sized>(entry: &Entry<T>, settings: &Value, case: &Case) -> String {
     let words = |text: &str| -> Vec<String> {
         text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
     };
@@ -121,22 +240,19 @@ fn file_name(entry: &Entry<dyn Codec>, settings: &Value, case: &Case) -> String 
     format!("v{}_{}.bin", entry.format_version, parts.join("_"))
 }
 
-fn make_golden(entry: &Entry<dyn Codec>, codec: &dyn Codec, case: &Case) -> Check<Vec<u8>> {
+fn make_golden<T: ?Sized + Recorded>(entry: &Entry<T>, plugin: &T, case: &Case) -> Check<Vec<u8>> {
     let Shape { seq, heads, dim } = case.spec.shape;
-    let head = json!({
-        "id": entry.id,
-        "format_version": entry.format_version,
-        "settings": codec.config(),
-        "elem": case.spec.elem.to_string(),
-        "shape": [seq, heads, dim],
-        "kind": case.kind.name(),
-        "seed": case.seed,
-    });
-    let mut golden = format!("{head}\n").into_bytes();
-    let (bytes, around) = (case.bytes(), case.surroundings(codec.capabilities().needs));
-    let lane = gearbox_core::LaneRef::new(&case.spec, &bytes).map_err(|error| error.to_string())?;
-    codec.encode(lane, &around.context(), &mut golden).map_err(|error| format!("encode fails: {error}"))?;
-    Ok(golden)
+    let mut head = Map::new();
+    head.insert("id".to_owned(), json!(entry.id));
+    head.insert("format_version".to_owned(), json!(entry.format_version));
+    head.insert("settings".to_owned(), plugin.resolved());
+    head.insert("elem".to_owned(), json!(case.spec.elem.to_string()));
+    head.insert("shape".to_owned(), json!([seq, heads, dim]));
+    head.insert("kind".to_owned(), json!(case.kind.name()));
+    head.insert("seed".to_owned(), json!(case.seed));
+    let mut bytes = Vec::new();
+    plugin.record(case, &mut head, &mut bytes)?;
+    Ok([format!("{}\n", Value::Object(head)).into_bytes(), bytes].concat())
 }
 
 fn read_goldens(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
@@ -156,52 +272,47 @@ fn read_goldens(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 /// A golden file.
 struct Golden<'a> {
     id: String,
-    settings: Value,
     case: Case,
-    encoded: &'a [u8],
+    /// The whole first line.
+    head: Value,
+    bytes: &'a [u8],
 }
 
 impl<'a> Golden<'a> {
     fn parse(file: &'a [u8]) -> Check<Self> {
         let end = file.iter().position(|byte| *byte == b'\n').ok_or("expected a line of JSON, got no line end")?;
         let head: Value = serde_json::from_slice(&file[..end]).map_err(|error| format!("first line: {error}"))?;
-        let missing = |key: &str| format!("first line: expected a legal `{key}`, got {}", head[key]);
-        let text = |key: &str| head[key].as_str().ok_or_else(|| missing(key));
-        let elem = text("elem")?;
-        let elem = elements().into_iter().find(|known| known.to_string() == elem).ok_or_else(|| missing("elem"))?;
+        let text = |key: &str| head[key].as_str().ok_or_else(|| missing(key, &head));
         let kind = text("kind")?;
-        let kind = DataKind::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(|| missing("kind"))?;
-        let [seq, heads, dim] =
-            [0, 1, 2].map(|axis| head["shape"][axis].as_u64().and_then(|extent| usize::try_from(extent).ok()));
-        let shape = seq.zip(heads).zip(dim).map(|((seq, heads), dim)| Shape::new(seq, heads, dim));
-        let shape = shape.ok_or_else(|| missing("shape"))?;
-        let seed = head["seed"].as_u64().ok_or_else(|| missing("seed"))?;
-        Ok(Self {
-            id: text("id")?.to_owned(),
-            settings: head["settings"].clone(),
-            case: Case::new(elem, shape, kind, seed),
-            encoded: &file[end + 1..],
-        })
+        let kind =
+            DataKind::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(|| missing("kind", &head))?;
+        let seed = head["seed"].as_u64().ok_or_else(|| missing("seed", &head))?;
+        let (id, case) = (text("id")?.to_owned(), Case::new(read_elem(&head)?, read_shape(&head)?, kind, seed));
+        Ok(Self { id, case, head, bytes: &file[end + 1..] })
     }
+}
 
-    /// Decodes with the settings that the file names and compares with its lane.
-    fn decode(&self, entry: &Entry<dyn Codec>) -> Check {
-        let codec = config::build(entry, &self.settings)?;
-        let needs: Needs = codec.capabilities().needs;
-        let (expected, around) = (self.case.bytes(), self.case.surroundings(needs));
-        let mut got = vec![0xA5; expected.len()];
-        codec
-            .decode(self.encoded, &self.case.spec, &around.context(), &mut got)
-            .map_err(|error| format!("decode fails: {error}"))?;
-        crate::codec::same(&expected, &got, self.case.spec.elem.size())
-    }
+fn missing(key: &str, head: &Value) -> String {
+    format!("first line: expected a legal `{key}`, got {}", head[key])
+}
+
+fn read_elem(head: &Value) -> Check<Elem> {
+    let named = |elem: &Elem| head["elem"].as_str().is_some_and(|name| elem.to_string() == name);
+    elements().into_iter().find(named).ok_or_else(|| missing("elem", head))
+}
+
+fn read_shape(head: &Value) -> Check<Shape> {
+    let [seq, heads, dim] =
+        [0, 1, 2].map(|axis| head["shape"][axis].as_u64().and_then(|extent| usize::try_from(extent).ok()));
+    let shape = seq.zip(heads).zip(dim).map(|((seq, heads), dim)| Shape::new(seq, heads, dim));
+    shape.ok_or_else(|| missing("shape", head))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use gearbox_core::{Capabilities, Context, ElemSet, LaneRef, LaneSpec};
+    use gearbox_core::{Context, ElemSet};
 
     use super::*;
 

@@ -1,8 +1,9 @@
 //! The kit that every Gearbox plugin passes, built in or not.
 //!
 //! A *property* is a plain function that takes the thing under test and its settings and returns an [`Outcome`]: how many cases it tried,
-//! and the first counter-example with shape, element type and seed. [`codec::run_codec`] runs all of them for a program such as
-//! `gearbox plugin check`; [`codec_tests!`] makes one named test per property in a plugin's `tests/conformance.rs`:
+//! and the first counter-example with shape, element type and seed. [`codec::run_codec`] and [`transform::run_transform`] run all of them
+//! for a program such as `gearbox plugin check`; [`codec_tests!`] and [`transform_tests!`] make one named test per property in a plugin's
+//! `tests/conformance.rs`:
 //!
 //! ```ignore
 //! use gearbox_zstd as _;
@@ -16,9 +17,10 @@
 //!
 //! | What the kit attacks | How |
 //! |---|---|
-//! | exactness | grids of shapes and kinds of data, among them every 16-bit pattern, NaN payloads, subnormals |
+//! | exactness, declared bounds | grids of shapes and kinds of data, among them every 16-bit pattern, NaN payloads, subnormals |
+//! | context | with and without every part that is needed or wanted, keys and values |
 //! | buffers | prefix of `out`, `max_encoded_len`, unfilled bytes, wrong lengths |
-//! | damage | every truncation and bit flip of small outputs, samples of larger ones, bytes behind the end |
+//! | damage | every truncation and bit flip of small outputs, samples of larger ones, bytes behind the end; lanes missing or of another shape |
 //! | sharing | eight threads on one instance, two instances side by side |
 //! | settings | resolved settings build the same plugin; unknown keys and values outside a range are refused |
 //!
@@ -27,15 +29,27 @@
 
 pub mod codec;
 pub mod config;
+mod damage;
 pub mod data;
 pub mod files;
 mod memory;
 mod outcome;
+pub mod reference;
+mod sharing;
+pub mod transform;
 
 pub use outcome::Outcome;
 
 #[doc(hidden)]
 pub use serde_json::json;
+
+/// A built-in plugin, for tests.
+///
+/// # Panics
+/// If it is not linked into this program.
+fn linked<T>(entry: gearbox_core::Result<T>) -> T {
+    entry.unwrap_or_else(|error| panic!("{error}; does the test file name the plugin, as in `use gearbox_zstd as _;`?"))
+}
 
 /// Makes one named test per property of a built-in codec.
 ///
@@ -49,44 +63,64 @@ pub use serde_json::json;
 /// ```
 #[macro_export]
 macro_rules! codec_tests {
-    ($id:literal) => {
-        $crate::codec_tests!(codec, $id, $crate::json!({}));
+    ($($arguments:tt)*) => {
+        $crate::__plugin_tests!(codec; $($arguments)*);
     };
-    ($id:literal, $settings:expr) => {
-        $crate::codec_tests!(codec, $id, $settings);
+}
+
+/// Makes one named test per property of a built-in transform, in a module `transform` or the one that the first argument names.
+///
+/// See [`codec_tests!`] for the arguments.
+///
+/// ```ignore
+/// gearbox_conformance::transform_tests!("quant");
+/// gearbox_conformance::transform_tests!(four_bits, "quant", json!({"bits": 4}));
+/// ```
+#[macro_export]
+macro_rules! transform_tests {
+    ($($arguments:tt)*) => {
+        $crate::__plugin_tests!(transform; $($arguments)*);
     };
-    ($module:ident, $id:literal) => {
-        $crate::codec_tests!($module, $id, $crate::json!({}));
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __plugin_tests {
+    ($kind:ident; $id:literal $(, $settings:expr)?) => {
+        $crate::__plugin_tests!($kind; $kind, $id $(, $settings)?);
     };
-    ($module:ident, $id:literal, $settings:expr) => {
+    ($kind:ident; $module:ident, $id:literal) => {
+        $crate::__plugin_tests!($kind; $module, $id, $crate::json!({}));
+    };
+    ($kind:ident; $module:ident, $id:literal, $settings:expr) => {
         mod $module {
             #[allow(unused_imports, reason = "settings are often written with `json!`, but need not be")]
             use $crate::json;
 
-            $crate::__codec_properties!(__codec_tests, $id, $settings);
+            $crate::__properties!($kind, __tests, $id, $settings);
 
             #[test]
             fn schema_is_pinned() {
                 let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-                $crate::files::schema_is_pinned(&$crate::codec::find($id), &folder).expect_passed();
+                $crate::files::schema_is_pinned(&$crate::$kind::find($id), &folder).expect_passed();
             }
 
             #[test]
             fn goldens_decode() {
                 let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
-                $crate::files::goldens_decode(&$crate::codec::find($id), &$settings, &folder).expect_passed();
+                $crate::files::goldens_decode(&$crate::$kind::find($id), &$settings, &folder).expect_passed();
             }
         }
     };
 }
 
-/// The one list of codec properties: hands it to another macro of this crate.
+/// The one list of properties of each kind: hands it to another macro of this crate.
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __codec_properties {
-    ($then:ident $(, $argument:expr)*) => {
+macro_rules! __properties {
+    (codec, $then:ident $(, $argument:expr)*) => {
         $crate::$then! {
-            [$($argument),*]
+            [codec, $($argument),*]
             round_trip_is_exact_over_shapes
             round_trip_is_exact_over_data
             empty_lanes_round_trip
@@ -109,23 +143,45 @@ macro_rules! __codec_properties {
             entry_is_described
         }
     };
+    (transform, $then:ident $(, $argument:expr)*) => {
+        $crate::$then! {
+            [transform, $($argument),*]
+            round_trip_keeps_the_bound_over_shapes
+            round_trip_keeps_the_bound_over_data
+            empty_chunks_round_trip
+            lanes_are_well_formed
+            inverse_fills_every_byte
+            inverse_survives_other_lanes
+            inverse_survives_other_values
+            inverse_survives_another_shape
+            inverse_survives_another_context
+            undeclared_dtypes_are_refused
+            needs_are_honoured
+            wanted_context_is_optional
+            eight_threads_share_one_instance
+            instances_agree
+            settings_are_a_fixed_point
+            settings_are_strict
+            entry_is_described
+        }
+    };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __codec_tests {
-    ([$id:expr, $settings:expr] $($property:ident)*) => {
+macro_rules! __tests {
+    ([$kind:ident, $id:expr, $settings:expr] $($property:ident)*) => {
         $(#[test]
         fn $property() {
-            $crate::codec::$property(&$crate::codec::find($id), &$settings).expect_passed();
+            $crate::$kind::$property(&$crate::$kind::find($id), &$settings).expect_passed();
         })*
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __codec_outcomes {
-    ([$entry:expr, $settings:expr] $($property:ident)*) => {
-        vec![$($crate::codec::$property($entry, $settings)),*]
+macro_rules! __outcomes {
+    ([$kind:ident, $entry:expr, $settings:expr] $($property:ident)*) => {
+        vec![$($crate::$kind::$property($entry, $settings)),*]
     };
 }

@@ -1,26 +1,13 @@
 //! Damaged input: an error or wrong data, never a panic, a long run or a huge allocation.
 
-use std::time::{Duration, Instant};
-
-use gearbox_core::{Codec, Entry, ErrorKind, LaneSpec, Shape};
+use gearbox_core::{Codec, Entry, Shape};
 use serde_json::Value;
 
 use super::{Subject, Trial};
-use crate::Outcome;
-use crate::data::{DataKind, SplitMix64};
-use crate::memory::Memory;
+use crate::damage::{SMALL, places};
+use crate::data::DataKind;
 use crate::outcome::{Cases, Check};
-
-/// Longest time that one call on damaged input may take; generous, because the machine may be busy.
-const TIME: Duration = Duration::from_secs(5);
-
-/// Address space that one call on damaged input may ask for. Threads that start meanwhile take 64 MiB each.
-const MEMORY: u64 = 1 << 30;
-
-/// Outputs up to this length are damaged at every place, longer ones at [`SAMPLES`] places.
-const SMALL: usize = 400;
-
-const SAMPLES: u32 = 250;
+use crate::{Outcome, damage};
 
 /// Every proper prefix of an encoded lane is an error or wrong data.
 pub fn decode_survives_truncation(entry: &Entry<dyn Codec>, settings: &Value) -> Outcome {
@@ -128,35 +115,8 @@ fn trials(subject: &Subject) -> Check<Vec<Trial>> {
     Ok(elems.into_iter().flat_map(|elem| kinds.map(|(shape, kind)| subject.trial_of(elem, shape, kind))).collect())
 }
 
-/// Byte positions to damage: all, or the first and last 64 and a seeded sample.
-fn places(len: usize) -> Vec<usize> {
-    if len <= SMALL {
-        return (0..len).collect();
-    }
-    let mut random = SplitMix64::new(len as u64);
-    let end = u32::try_from(len).unwrap_or(u32::MAX);
-    let sample = (0..SAMPLES).map(|_| random.below(end) as usize);
-    (0..64).chain(len - 64..len).chain(sample).collect()
-}
-
-/// Decodes damaged bytes: any result is fine but a panic, an error that blames someone else, a late end or a huge allocation.
+/// Decodes damaged bytes.
 fn survives(subject: &Subject, trial: &Trial, bytes: &[u8]) -> Check {
-    let spec: &LaneSpec = &trial.case.spec;
     let mut out = vec![0; trial.bytes.len()];
-    let (before, start) = (Memory::read(), Instant::now());
-    let result = subject.codec.decode(bytes, spec, &trial.context(), &mut out);
-    let took = start.elapsed();
-    if took > TIME {
-        return Err(format!("expected decode to end within {TIME:?}, got {took:?}"));
-    }
-    let grown = before.map_or(0, Memory::grown_since);
-    if grown > MEMORY {
-        return Err(format!("expected decode to allocate less than 1 GiB, got {} MiB", grown >> 20));
-    }
-    match result {
-        Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::LimitExceeded) => {
-            Err(format!("expected `Corrupt` or `LimitExceeded`, got `{:?}`: {error}", error.kind()))
-        }
-        _ => Ok(()),
-    }
+    damage::survives(|| subject.codec.decode(bytes, &trial.case.spec, &trial.context(), &mut out))
 }

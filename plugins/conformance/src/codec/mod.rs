@@ -6,15 +6,16 @@ mod damage;
 mod round_trip;
 mod sharing;
 
+use std::fmt;
 use std::sync::Arc;
 
-use gearbox_core::{Codec, Context, Elem, ElemSet, Entry, LaneRef, Needs, Registry, Result, Shape};
+use gearbox_core::{Capabilities, Codec, Context, Elem, ElemSet, Entry, LaneRef, Needs, Registry, Result, Shape};
 use serde_json::Value;
 
 use crate::config;
 use crate::data::{self, Case, DataKind, Surroundings};
 use crate::outcome::Check;
-use crate::{__codec_properties, Outcome};
+use crate::{__properties, Outcome};
 
 pub use artifact::artifacts_round_trip;
 pub use contract::{
@@ -30,7 +31,7 @@ pub use sharing::{eight_threads_share_one_instance, instances_agree};
 
 /// Runs every property, in the order of the tests that [`codec_tests!`](crate::codec_tests) makes.
 pub fn run_codec(entry: &Entry<dyn Codec>, settings: &Value) -> Vec<Outcome> {
-    __codec_properties!(__codec_outcomes, entry, settings)
+    __properties!(codec, __outcomes, entry, settings)
 }
 
 /// Resolved settings pass the schema and build the same codec again; see [`config::fixed_point`].
@@ -53,8 +54,7 @@ pub fn entry_is_described(entry: &Entry<dyn Codec>, _settings: &Value) -> Outcom
 /// # Panics
 /// If no such codec is linked into this program.
 pub fn find(id: &str) -> Entry<dyn Codec> {
-    let entry = Registry::built_in().and_then(|registry| registry.codec(id).cloned());
-    entry.unwrap_or_else(|error| panic!("{error}; does the test file name the plugin, as in `use gearbox_zstd as _;`?"))
+    crate::linked(Registry::built_in().and_then(|registry| registry.codec(id).cloned()))
 }
 
 /// The codec under test.
@@ -62,6 +62,7 @@ struct Subject {
     codec: Arc<dyn Codec>,
     elems: ElemSet,
     needs: Needs,
+    wants: Needs,
     deterministic: bool,
 }
 
@@ -71,8 +72,8 @@ impl Subject {
     }
 
     fn of(codec: Arc<dyn Codec>) -> Self {
-        let declared = codec.capabilities();
-        Self { codec, elems: declared.elems, needs: declared.needs, deterministic: declared.deterministic }
+        let Capabilities { elems, needs, wants, deterministic, .. } = codec.capabilities();
+        Self { codec, elems, needs, wants, deterministic }
     }
 
     /// Declared element types, every width of [`Elem::Bits`] among them.
@@ -91,15 +92,14 @@ impl Subject {
         if elems.is_empty() { Err(none()) } else { Ok(elems) }
     }
 
-    /// A case with its bytes and the context that the codec declares it needs.
+    /// A case with its bytes and the context that the codec declares it needs or wants.
     fn trial(&self, case: Case) -> Trial {
-        Trial { bytes: case.bytes(), around: case.surroundings(self.needs), case }
+        Trial { bytes: case.bytes(), around: case.surroundings(self.needs.or(self.wants)), case }
     }
 
     /// One trial of these elements, the seed made from all that is given.
     fn trial_of(&self, elem: Elem, shape: Shape, kind: DataKind) -> Trial {
-        let seed = [shape.seq, shape.heads, shape.dim].into_iter().fold(0, |seed, extent| seed * 131 + extent as u64);
-        self.trial(Case::new(elem, shape, kind, seed))
+        self.trial(Case::seeded(elem, shape, kind))
     }
 }
 
@@ -108,6 +108,12 @@ struct Trial {
     case: Case,
     bytes: Vec<u8>,
     around: Surroundings,
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.case.fmt(f)
+    }
 }
 
 impl Trial {

@@ -1,16 +1,12 @@
 //! One instance in many threads, and many instances beside each other.
 
-use std::thread;
-
 use gearbox_core::{Codec, Entry, Shape};
 use serde_json::Value;
 
 use super::{Subject, Trial};
-use crate::Outcome;
 use crate::data::DataKind;
-use crate::outcome::{Check, panic_text};
-
-const THREADS: usize = 8;
+use crate::outcome::Check;
+use crate::{Outcome, sharing};
 
 fn trials(subject: &Subject) -> Check<Vec<Trial>> {
     let shapes = [Shape::new(17, 2, 64), Shape::new(2, 1, 5), Shape::new(40, 2, 32)];
@@ -27,28 +23,7 @@ fn trials(subject: &Subject) -> Check<Vec<Trial>> {
 pub fn eight_threads_share_one_instance(entry: &Entry<dyn Codec>, settings: &Value) -> Outcome {
     Outcome::of("eight_threads_share_one_instance", |cases| {
         let subject = Subject::new(entry, settings)?;
-        let mut alone = Vec::new();
-        for trial in trials(&subject)? {
-            let encoded = cases.check(&trial.case, || trial.round_trip(&*subject.codec))?;
-            alone.push((trial, encoded));
-        }
-        // Each thread begins at another lane, so that different lanes meet in the instance.
-        let worker = |first: usize| {
-            let (late, early) = alone.split_at(first * alone.len() / THREADS);
-            for (trial, expected) in early.iter().chain(late) {
-                let found = trial.round_trip(&*subject.codec).and_then(|got| agrees(&subject, expected, &got));
-                found.map_err(|found| format!("{}, thread {first} of {THREADS}: {found}", trial.case))?;
-            }
-            Ok(())
-        };
-        for result in thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || worker(first))).collect();
-            threads.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
-        }) {
-            cases
-                .check("all lanes in one thread", || result.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()))))?;
-        }
-        Ok(())
+        sharing::threads_agree(cases, &subject, trials(&subject)?)
     })
 }
 
@@ -58,35 +33,31 @@ pub fn eight_threads_share_one_instance(entry: &Entry<dyn Codec>, settings: &Val
 pub fn instances_agree(entry: &Entry<dyn Codec>, settings: &Value) -> Outcome {
     Outcome::of("instances_agree", |cases| {
         let (subject, other) = (Subject::new(entry, settings)?, Subject::new(entry, settings)?);
-        let mut before = Vec::new();
-        for trial in trials(&subject)? {
-            let encoded = cases.check(&trial.case, || {
-                let encoded = trial.round_trip(&*subject.codec)?;
-                trial.compare(&trial.decode(&*other.codec, &encoded)?)?;
-                Ok(encoded)
-            })?;
-            before.push((trial, encoded));
-        }
-        // Backwards, so that the second instance meets each lane in another state.
-        for (trial, expected) in before.iter().rev() {
-            for (name, subject) in [("the same instance", &subject), ("a second instance", &other)] {
-                cases.check(format!("{}, {name}", trial.case), || {
-                    agrees(subject, expected, &trial.encode(&*subject.codec)?)
-                })?;
-            }
-        }
-        Ok(())
+        sharing::instances_agree(cases, [&subject, &other], trials(&subject)?)
     })
 }
 
-fn agrees(subject: &Subject, expected: &[u8], got: &[u8]) -> Check {
-    if !subject.deterministic || expected == got {
-        return Ok(());
+impl sharing::Subject for Subject {
+    type Trial = Trial;
+    type Encoded = Vec<u8>;
+
+    fn encode(&self, trial: &Trial) -> Check<Vec<u8>> {
+        trial.encode(&*self.codec)
     }
-    let place = expected.iter().zip(got).position(|(a, b)| a != b).unwrap_or(expected.len().min(got.len()));
-    let lens = (expected.len(), got.len());
-    Err(format!(
-        "declared deterministic, but encodes to {} bytes and then to {}, different from byte {place} on",
-        lens.0, lens.1
-    ))
+
+    fn decode(&self, trial: &Trial, encoded: &Vec<u8>) -> Check {
+        trial.compare(&trial.decode(&*self.codec, encoded)?)
+    }
+
+    fn agree(&self, expected: &Vec<u8>, got: &Vec<u8>) -> Check {
+        if !self.deterministic || expected == got {
+            return Ok(());
+        }
+        let place = expected.iter().zip(got).position(|(a, b)| a != b).unwrap_or(expected.len().min(got.len()));
+        let lens = (expected.len(), got.len());
+        Err(format!(
+            "declared deterministic, but encodes to {} bytes and then to {}, different from byte {place} on",
+            lens.0, lens.1
+        ))
+    }
 }
