@@ -6,6 +6,7 @@ pub mod cli;
 pub mod compare;
 pub mod dump;
 pub mod engine;
+pub mod entropy;
 pub mod exp;
 pub mod pipelines;
 pub mod receipt;

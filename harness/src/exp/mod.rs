@@ -2,12 +2,15 @@
 
 use clap::Subcommand;
 use gearbox_core::{Registry, Result};
+use gearbox_plugins::bitstream::reference::{Arithmetic, Huffman};
 
 use crate::status::Status;
 
 pub mod bench_latency;
+pub mod bitstream;
 pub mod gear_fp16;
 mod input;
+pub mod offline_lossless;
 #[cfg(test)]
 mod samples;
 pub mod text;
@@ -22,8 +25,22 @@ pub enum ExpCommand {
     GearFp16(gear_fp16::GearFp16Args),
     /// Encode every entry, decode the bytes in a fresh codec and compare
     VerifyRoundtrip(verify_roundtrip::VerifyRoundtripArgs),
+    /// Measure byte split, block-wise predictors and zstd over the front layers, whole or in chunks
+    OfflineLossless(offline_lossless::OfflineLosslessArgs),
     /// Time encode and decode of every entry
     BenchLatency(bench_latency::BenchLatencyArgs),
+    /// Write sign, exponent and mantissa of every F16 entry as Huffman codes
+    HuffmanEncode(bitstream::EncodeArgs),
+    /// Decode what `huffman-encode` wrote, compare it or write it as a dump
+    HuffmanDecode(bitstream::DecodeArgs),
+    /// Add up the sizes of what `huffman-encode` wrote
+    HuffmanAnalyze(bitstream::AnalyzeArgs),
+    /// Write sign, exponent and mantissa of every F16 entry as arithmetic codes
+    ArithEncode(bitstream::EncodeArgs),
+    /// Decode what `arith-encode` wrote, compare it or write it as a dump
+    ArithDecode(bitstream::DecodeArgs),
+    /// Add up the sizes of what `arith-encode` wrote
+    ArithAnalyze(bitstream::AnalyzeArgs),
 }
 
 impl ExpCommand {
@@ -34,8 +51,15 @@ impl ExpCommand {
     pub fn run(self, registry: &Registry, json: bool) -> Result<Status> {
         match self {
             Self::GearFp16(args) => args.run(json),
+            Self::OfflineLossless(args) => args.run(registry, json),
             Self::VerifyRoundtrip(args) => args.run(registry, json),
             Self::BenchLatency(args) => args.run(registry, json),
+            Self::HuffmanEncode(args) => args.run::<Huffman>(json),
+            Self::HuffmanDecode(args) => args.run::<Huffman>(json),
+            Self::HuffmanAnalyze(args) => args.run::<Huffman>(json),
+            Self::ArithEncode(args) => args.run::<Arithmetic>(json),
+            Self::ArithDecode(args) => args.run::<Arithmetic>(json),
+            Self::ArithAnalyze(args) => args.run::<Arithmetic>(json),
         }
     }
 }
