@@ -5,5 +5,7 @@ mod configs;
 mod containers;
 mod engine;
 mod golden_gear;
+mod golden_offline;
+mod lossless;
 mod run;
 mod sweeps;

@@ -22,6 +22,10 @@ use gearbox_token_ref as _;
 use gearbox_zstd as _;
 
 #[doc(no_inline)]
+pub use gearbox_adaptive_v22 as adaptive_v22;
+#[doc(no_inline)]
+pub use gearbox_bitstream as bitstream;
+#[doc(no_inline)]
 pub use gearbox_gear as gear;
 
 /// A registry of all built-in plugins.
@@ -42,7 +46,23 @@ mod tests {
     fn built_in_ids_are_exactly_these() {
         let registry = registry().unwrap();
         let ids: Vec<_> = registry.entries().map(AnyEntry::id).collect();
-        assert_eq!(ids, ["gear", "gear-delta", "store", "zstd"]);
+        assert_eq!(
+            ids,
+            [
+                "adaptive-v22",
+                "arithmetic",
+                "gear",
+                "gear-delta",
+                "huffman",
+                "lz4",
+                "pcodec",
+                "planes",
+                "rans",
+                "store",
+                "token-ref",
+                "zstd"
+            ]
+        );
     }
 
     #[test]
