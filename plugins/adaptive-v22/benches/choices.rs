@@ -1,9 +1,10 @@
 //! What choosing predictors costs, beside what zstd alone needs for the frames of the trials.
 //!
 //! `cargo bench -p gearbox-adaptive-v22`; with `-- --quick` for a first look. Data are the bundled sample: keys and values of 528 tokens
-//! in six layers. Sizes are printed before the times.
+//! in six layers. Sizes, and ratios of times that were taken in turns, are printed before the throughputs.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gearbox_adaptive_v22::{Choice, Config, Encoder, Predictor, bitshuffle};
@@ -61,40 +62,63 @@ fn trial_frames(config: &Config, tensors: &[(Role, Shape, Vec<u8>)]) -> Vec<Vec<
     frames
 }
 
+/// Runs everything in turns and prints the time of the trials as a multiple of the other two: medians over rounds.
+fn compare(title: &str, zstd: &mut dyn FnMut(), trial: &mut dyn FnMut(), entropy: &mut dyn FnMut()) {
+    const ROUNDS: usize = 31;
+    let time = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    };
+    let mut ratios = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let [zstd, trial, entropy] = [time(zstd), time(trial), time(entropy)];
+        ratios[0].push(trial / zstd);
+        ratios[1].push(trial / entropy);
+    }
+    for list in &mut ratios {
+        list.sort_by(f64::total_cmp);
+    }
+    let [slower, faster] = ratios.map(|list| list[ROUNDS / 2]);
+    println!("{title}: trial takes {slower:.2} times zstd alone, and {faster:.1} times entropy");
+}
+
 fn bench(criterion: &mut Criterion) {
     let tensors = tensors();
     let original: usize = tensors.iter().map(|(_, _, bytes)| bytes.len()).sum();
     for (level, bitshuffle) in [(3, false), (1, false), (3, true)] {
         let title = format!("level {level}{}", if bitshuffle { ", bitshuffle" } else { "" });
-        let mut group = criterion.benchmark_group(&title);
-        group.throughput(Throughput::Bytes(original as u64));
         let config = |choice| Config { choice, level, bitshuffle, ..Config::default() };
-
         let frames = trial_frames(&config(Choice::Trial), &tensors);
         let mut zstd = Compressor::new(level).expect("a context");
         let mut out = Vec::with_capacity(zstd::compress_bound(frames.iter().map(Vec::len).max().unwrap_or(0)));
-        group.bench_function("zstd alone, frames of trial", |b| {
-            b.iter(|| {
-                for data in &frames {
-                    out.clear();
-                    zstd.compress_to_buffer(black_box(&data[..]), &mut out).expect("a frame");
-                }
-            });
-        });
-        for choice in [Choice::Trial, Choice::Entropy] {
-            let mut encoder = Encoder::new(config(choice));
-            let mut encode = |out: &mut Vec<u8>| {
+        let mut zstd_alone = || {
+            for data in &frames {
                 out.clear();
-                for (role, shape, bytes) in black_box(&tensors) {
+                zstd.compress_to_buffer(black_box(&data[..]), &mut out).expect("a frame");
+            }
+        };
+        let [mut trial, mut entropy] = [Choice::Trial, Choice::Entropy].map(|choice| {
+            let (mut encoder, mut out, tensors) = (Encoder::new(config(choice)), Vec::new(), &tensors);
+            let mut encode = move || {
+                out.clear();
+                for (role, shape, bytes) in black_box(tensors) {
                     let chunk = Chunk::new(*shape, DType::F16, bytes).expect("a tensor");
-                    encoder.encode(chunk, *role, out).expect("encoded");
+                    encoder.encode(chunk, *role, &mut out).expect("encoded");
                 }
+                out.len()
             };
-            let name = format!("{choice:?}").to_lowercase();
-            encode(&mut out);
-            println!("{title}, {name}: {original} bytes become {}", out.len());
-            group.bench_function(name, |b| b.iter(|| encode(&mut out)));
-        }
+            println!("{title}, {choice:?}: {original} bytes become {}", encode());
+            move || {
+                encode();
+            }
+        });
+        compare(&title, &mut zstd_alone, &mut trial, &mut entropy);
+        let mut group = criterion.benchmark_group(&title);
+        group.throughput(Throughput::Bytes(original as u64));
+        group.bench_function("zstd alone, frames of trial", |b| b.iter(&mut zstd_alone));
+        group.bench_function("trial", |b| b.iter(&mut trial));
+        group.bench_function("entropy", |b| b.iter(&mut entropy));
         group.finish();
     }
 }

@@ -1,6 +1,6 @@
 //! How often each symbol of a stream occurs.
 
-use crate::symbols::vectorized;
+use crate::symbols::{symbol_size, vectorized};
 
 /// Counts of the symbols of one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Counts {
         self.counts.resize(1 << bits, 0);
     }
 
-    /// Counts symbols in memory, see [`symbols`](crate::symbols); none is above the alphabet.
+    /// Counts symbols in memory, see `symbols.rs`; none is above the alphabet.
     pub fn add(&mut self, symbols: &[u8]) {
         // A table of 32-bit counts cannot overflow within a block.
         for block in symbols.chunks(1 << 31) {
@@ -89,7 +89,7 @@ impl Counts {
 
     /// Whether a stream of at least [`Counts::SAMPLE`] symbols looks as if coding would save less than a hundredth, from a part of it.
     pub fn is_noise(&mut self, symbols: &[u8]) -> bool {
-        let size = if self.bits <= 8 { 1 } else { 2 };
+        let size = symbol_size(self.bits);
         let step = symbols.len() / size / Self::SAMPLE * Self::RUN * size;
         for run in symbols.chunks(step.max(1)).take(Self::SAMPLE / Self::RUN) {
             self.add(&run[..run.len().min(Self::RUN * size)]);
@@ -122,6 +122,14 @@ impl Counts {
     /// Symbols that occur, ascending, with their counts.
     pub fn used(&self) -> impl Iterator<Item = (usize, u64)> + Clone {
         self.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0)
+    }
+
+    /// The sum of what `cost` says for each symbol counted, from its place in `table`; `None` if one that occurs has a zero there.
+    pub fn cost<N: Copy + Into<u64>>(&self, table: &[N], cost: impl Fn(u64) -> u64) -> Option<u64> {
+        self.used().try_fold(0, |sum: u64, (symbol, count)| {
+            let number = table.get(symbol).map_or(0, |number| (*number).into());
+            (number > 0).then(|| sum + count * cost(number))
+        })
     }
 
     /// Number of all symbols counted.

@@ -102,14 +102,7 @@ impl Model for Huffman {
     }
 
     fn encoded_len(&self, counts: &Counts) -> Option<u64> {
-        let mut bits = 0;
-        for (symbol, count) in counts.used() {
-            match self.lengths.get(symbol) {
-                None | Some(0) => return None,
-                Some(length) => bits += count * u64::from(*length),
-            }
-        }
-        Some(bits.div_ceil(8))
+        counts.cost(&self.lengths, |length| length).map(|bits| bits.div_ceil(8))
     }
 
     fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
@@ -194,7 +187,7 @@ impl Segment<'_> {
 
 impl Huffman {
     fn symbol_size(&self) -> usize {
-        if self.bits <= 8 { 1 } else { 2 }
+        symbols::symbol_size(self.bits)
     }
 
     /// Length of the longest code.
@@ -219,9 +212,8 @@ impl Huffman {
                 u32::from(size & 63)
             } else {
                 // The entry reaches into what is no longer there.
-                let symbol = |bytes: &[u8]| bytes.iter().rev().fold(0, |symbol, byte| symbol << 8 | usize::from(*byte));
-                let length = |bytes| self.lengths.get(symbol(bytes)).map_or(0, |length| u32::from(*length));
-                symbols[..taken].chunks(self.symbol_size()).map(length).sum()
+                let length = |symbol: u16| self.lengths.get(usize::from(symbol)).map_or(0, |length| u32::from(*length));
+                symbols::values(&symbols[..taken], self.bits).map(length).sum()
             });
         }
     }

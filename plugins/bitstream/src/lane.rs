@@ -6,7 +6,7 @@ use gearbox_core::{Artifact, Elem, Error, LaneRef, LaneSpec, Pool, Result, Resul
 
 use crate::counts::Counts;
 use crate::model::Model;
-use crate::symbols::{Field, SymbolBuffer, check_range};
+use crate::symbols::{Field, SymbolBuffer, check_range, values};
 use crate::wire::{Reader, put_number};
 
 /// How a stream is stored: two bits of the first byte of a lane.
@@ -67,6 +67,12 @@ pub struct Lanes<M> {
 #[derive(Debug, Default)]
 struct Scratch<M> {
     symbols: SymbolBuffer,
+    stream: Stream<M>,
+}
+
+/// Buffers of one stream.
+#[derive(Debug, Default)]
+struct Stream<M> {
     planes: SymbolBuffer,
     counts: Counts,
     own: M,
@@ -90,94 +96,106 @@ impl<M: Model> Lanes<M> {
         let shared = Shared::load(artifact).context(|| "artifact".to_owned())?;
         Ok(Self { shared, scratch: Pool::default() })
     }
+}
 
-    /// Appends one stream and says how; `symbols` are those of the field.
-    fn put_stream(
-        symbols: &[u8],
-        field: Field,
-        shared: Option<&M>,
-        (planes, counts, own): (&mut SymbolBuffer, &mut Counts, &mut M),
-        out: &mut Vec<u8>,
-    ) -> Result<Form> {
-        let count = symbols.len() / field.symbol_size();
-        let raw_len = field.raw_len(count);
+impl<M: Model> Stream<M> {
+    /// Appends the symbols of a field and says how.
+    fn put(&mut self, symbols: &[u8], field: Field, shared: Option<&M>, out: &mut Vec<u8>) -> Result<Form> {
+        if M::REFERENCE {
+            self.put_reference(symbols, field, shared, out)
+        } else {
+            self.put_fast(symbols, field, shared, out)
+        }
+    }
+
+    fn put_reference(&mut self, symbols: &[u8], field: Field, shared: Option<&M>, out: &mut Vec<u8>) -> Result<Form> {
         let start = out.len();
-        counts.reset(field.bits);
+        self.counts.reset(field.bits);
+        self.counts.add(symbols);
+        if let Some(shared) = shared.filter(|shared| shared.encoded_len(&self.counts).is_some()) {
+            shared.encode(symbols, out);
+            // A model of other lanes may fit so badly that no bound holds.
+            if out.len() - start <= reference_len(field, symbols.len() / field.symbol_size()) {
+                return Ok(Form::Shared);
+            }
+            out.truncate(start);
+        }
+        self.own.learn(&self.counts)?;
+        self.own.store(out);
+        self.own.encode(symbols, out);
+        Ok(Form::Own)
+    }
+
+    fn put_fast(&mut self, symbols: &[u8], field: Field, shared: Option<&M>, out: &mut Vec<u8>) -> Result<Form> {
+        let count = symbols.len() / field.symbol_size();
+        let start = out.len();
+        self.counts.reset(field.bits);
         // Counting the many symbols of a mantissa takes longer than looking at some of them.
-        if !M::REFERENCE && field.bits > 8 && count >= 2 * Counts::SAMPLE {
-            if counts.is_noise(symbols) {
-                planes.put_raw(symbols, field, out)?;
+        if field.bits > 8 && count >= 2 * Counts::SAMPLE {
+            if self.counts.is_noise(symbols) {
+                self.planes.put_raw(symbols, field, out)?;
                 return Ok(Form::Raw);
             }
-            counts.reset(field.bits);
+            self.counts.reset(field.bits);
         }
-        counts.add(symbols);
-        let put_own = |own: &M, out: &mut Vec<u8>| {
-            own.store(out);
-            own.encode(symbols, out);
-            Form::Own
-        };
-        if M::REFERENCE {
-            if let Some(shared) = shared.filter(|shared| shared.encoded_len(counts).is_some()) {
-                shared.encode(symbols, out);
-                // A model of other lanes may fit so badly that no bound holds.
-                if out.len() - start <= reference_len(field, count) {
-                    return Ok(Form::Shared);
-                }
-                out.truncate(start);
-            }
-            own.learn(counts)?;
-            return Ok(put_own(own, out));
-        }
-
-        if let Some(symbol) = counts.only_symbol() {
+        self.counts.add(symbols);
+        if let Some(symbol) = self.counts.only_symbol() {
             out.extend_from_slice(&symbol.to_le_bytes()[..field.symbol_size()]);
             return Ok(Form::Constant);
         }
-        // Less than a hundredth of a stream is not worth the time that decoding it takes.
-        let limit = (raw_len - raw_len / 128) as u64;
-        let least = counts.entropy_bytes();
-        let form = if least >= limit {
-            Form::Raw
-        } else {
-            let shared_len = shared.and_then(|shared| shared.encoded_len(counts)).unwrap_or(u64::MAX);
-            // An own model can at best be perfect and take half a byte per symbol.
-            let own_len = if least + counts.used().count() as u64 / 2 >= shared_len.min(limit) {
-                u64::MAX
-            } else {
-                own.learn(counts)?;
-                own.store(out);
-                let stored = out.len() - start;
-                out.truncate(start);
-                own.encoded_len(counts).map_or(u64::MAX, |len| len + stored as u64)
-            };
-            match shared {
-                Some(shared) if shared_len <= own_len && shared_len < limit => {
-                    shared.encode(symbols, out);
-                    Form::Shared
+        let raw_len = field.raw_len(count);
+        let form = match self.choose(raw_len, shared)? {
+            Some((form, model)) => {
+                if form == Form::Own {
+                    model.store(out);
                 }
-                _ if own_len < limit => put_own(own, out),
-                _ => Form::Raw,
+                model.encode(symbols, out);
+                form
             }
+            None => Form::Raw,
         };
         // What was estimated may be a little more.
         if form.is_coded() && out.len() - start < raw_len {
             return Ok(form);
         }
         out.truncate(start);
-        planes.put_raw(symbols, field, out)?;
+        self.planes.put_raw(symbols, field, out)?;
         Ok(Form::Raw)
+    }
+
+    /// The model that makes the stream with the present counts smallest, if one makes it small enough.
+    fn choose<'a>(&'a mut self, raw_len: usize, shared: Option<&'a M>) -> Result<Option<(Form, &'a M)>> {
+        // Less than a hundredth of a stream is not worth the time that decoding it takes.
+        let limit = (raw_len - raw_len / 128) as u64;
+        let least = self.counts.entropy_bytes();
+        if least >= limit {
+            return Ok(None);
+        }
+        let shared_len = shared.and_then(|shared| shared.encoded_len(&self.counts)).unwrap_or(u64::MAX);
+        let mut own_len = u64::MAX;
+        // An own model can at best be perfect and take half a byte per symbol.
+        if least + self.counts.used().count() as u64 / 2 < shared_len.min(limit) {
+            self.own.learn(&self.counts)?;
+            let mut stored = Vec::new();
+            self.own.store(&mut stored);
+            own_len = self.own.encoded_len(&self.counts).map_or(u64::MAX, |len| len + stored.len() as u64);
+        }
+        Ok(match shared {
+            _ if own_len.min(shared_len) >= limit => None,
+            Some(shared) if shared_len <= own_len => Some((Form::Shared, shared)),
+            _ => Some((Form::Own, &self.own)),
+        })
     }
 }
 
 /// Most bytes of a coded stream of the reference and its model.
 ///
-/// A Huffman code that is made for a stream is no longer than its symbols; an arithmetic one loses less than a bit for every symbol of the
+/// A Huffman code that is made for a stream is no longer than its symbols; an arithmetic one loses up to two bits for every symbol of the
 /// alphabet and a part of 2^-20 of each bit. Of the model, no number takes more than five bytes, and a run of zeros no more than three.
 fn reference_len(field: Field, count: usize) -> usize {
     let coded = count.saturating_mul(usize::from(field.bits)) / 8;
     let model = (1_usize << field.bits).min(count).saturating_mul(8) + 3;
-    coded.saturating_add(count / 1024 + (1 << field.bits) / 8 + 16).saturating_add(model)
+    coded.saturating_add(count / 1024 + (1 << field.bits) / 4 + 16).saturating_add(model)
 }
 
 impl<M: Model> LaneCoder for Lanes<M> {
@@ -205,13 +223,12 @@ impl<M: Model> LaneCoder for Lanes<M> {
         // Where the last coded stream starts; it needs a length as soon as another follows.
         let mut coded: Option<(usize, usize)> = None;
         self.scratch.with(Scratch::default, |scratch| {
-            let Scratch { symbols, planes, counts, own } = scratch;
+            let Scratch { symbols, stream } = scratch;
             for (idx, field) in fields.into_iter().enumerate() {
                 let symbols = symbols.gather(elements, elem, field);
                 let shared = self.shared.model(elem, role, idx);
                 let before = out.len();
-                let form = Self::put_stream(symbols, field, shared, (planes, counts, own), out)
-                    .inspect_err(|_| out.truncate(start))?;
+                let form = stream.put(symbols, field, shared, out).inspect_err(|_| out.truncate(start))?;
                 out[start] |= (form as u8) << (2 * idx);
                 if form.is_coded() {
                     let mut added = 0;
@@ -269,7 +286,7 @@ impl<M: Model> LaneCoder for Lanes<M> {
                     reader.remaining().saturating_sub(behind)
                 };
                 let mut stored = Reader::new(reader.take(len).context(stream)?);
-                let Scratch { symbols, own, .. } = scratch;
+                let Scratch { symbols, stream: Stream { own, .. } } = scratch;
                 let model = if form == Form::Own {
                     own.load(field.bits, &mut stored, count).context(stream)?;
                     &*own
@@ -332,11 +349,11 @@ impl<M> Scratch<M> {
         field: Field,
     ) -> Result<()> {
         if form == Form::Raw {
-            return self.planes.take_raw(from, elements, elem, field);
+            return self.stream.planes.take_raw(from, elements, elem, field);
         }
         let symbol = from.take(field.symbol_size())?;
-        let value = symbol.iter().rev().fold(0, |value, byte| value << 8 | u16::from(*byte));
-        if value >> field.bits != 0 {
+        let value = values(symbol, field.bits).next().unwrap_or_default();
+        if u32::from(value) >> field.bits != 0 {
             return Err(Error::corrupt(format!("expected a symbol of {} bits, got {value}", field.bits)));
         }
         self.symbols.scatter(elements, elem, field, |symbols| {

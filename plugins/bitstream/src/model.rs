@@ -10,12 +10,12 @@ use crate::wire::Reader;
 
 /// A static model of one stream and the coder that follows from it. Its buffers are used again by the next model.
 ///
-/// Symbols are as [`symbols`](crate::symbols) has them in memory; all are below 2 to the power of the alphabet's bits.
+/// Symbols are as `symbols.rs` has them in memory; all are below 2 to the power of the alphabet's bits.
 pub trait Model: Debug + Default + Send + Sync + 'static {
     /// Whether streams are coded as the reference does, whatever their length.
     const REFERENCE: bool;
 
-    /// The fields of an element type, see [`symbols`](crate::symbols).
+    /// The fields of an element type, see `symbols.rs`.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`](gearbox_core::ErrorKind::Unsupported) for elements that are not taken.

@@ -15,7 +15,7 @@ use gearbox_core::{Elem, Error, Result};
 use crate::counts::{Counts, LOG2_POINT, log2};
 use crate::model::Model;
 use crate::segments;
-use crate::symbols::{self, Field, narrow, widen};
+use crate::symbols::{self, Field, narrow, symbol_size, widen};
 use crate::wire::{Reader, put_sparse};
 
 /// Symbols of the largest alphabet.
@@ -88,22 +88,23 @@ impl Model for RangeCoder {
     }
 
     fn encoded_len(&self, counts: &Counts) -> Option<u64> {
-        let mut bits = 0;
-        for (symbol, count) in counts.used() {
-            match self.frequencies.get(symbol) {
-                None | Some(0) => return None,
-                Some(frequency) => bits += count * ((u64::from(self.scale()) << LOG2_POINT) - log2(*frequency)),
-            }
-        }
+        let scale = u64::from(self.scale()) << LOG2_POINT;
+        let bits = counts.cost(&self.frequencies, |frequency| scale - log2(frequency))?;
         Some((bits >> LOG2_POINT) / 8)
     }
 
     fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
-        if self.bits <= 8 { self.encode_as::<1>(symbols, out) } else { self.encode_as::<2>(symbols, out) }
+        match symbol_size(self.bits) {
+            1 => self.encode_as::<1>(symbols, out),
+            _ => self.encode_as::<2>(symbols, out),
+        }
     }
 
     fn decode(&self, encoded: &[u8], symbols: &mut [u8]) -> Result<()> {
-        if self.bits <= 8 { self.decode_as::<1>(encoded, symbols) } else { self.decode_as::<2>(encoded, symbols) }
+        match symbol_size(self.bits) {
+            1 => self.decode_as::<1>(encoded, symbols),
+            _ => self.decode_as::<2>(encoded, symbols),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Field {
 
     /// Bytes of one symbol in memory.
     pub fn symbol_size(self) -> usize {
-        if self.bits <= 8 { 1 } else { 2 }
+        symbol_size(self.bits)
     }
 
     /// Whether the symbols in memory are the elements themselves.
@@ -40,6 +40,18 @@ impl Field {
     pub fn raw_len(self, count: usize) -> usize {
         planes(self).fold(0, |len: usize, plane| len.saturating_add(bits::packed_len(plane.bits, count)))
     }
+}
+
+/// Bytes of one symbol of so many bits in memory.
+pub fn symbol_size(bits: u8) -> usize {
+    if bits <= 8 { 1 } else { 2 }
+}
+
+/// The values of symbols of so many bits.
+pub fn values(symbols: &[u8], bits: u8) -> impl Iterator<Item = u16> {
+    symbols
+        .chunks_exact(symbol_size(bits))
+        .map(|symbol| symbol.iter().rev().fold(0, |value, byte| value << 8 | u16::from(*byte)))
 }
 
 /// The fields of an element type: sign, exponent and mantissa apart, integers by bytes.

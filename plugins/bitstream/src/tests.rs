@@ -3,6 +3,8 @@
 use gearbox_conformance::data::{Case, DataKind, SplitMix64};
 use gearbox_core::{DType, Elem, ErrorKind, Role, Shape};
 
+use sha2::{Digest, Sha256};
+
 use super::*;
 
 const KEY: Context<'static> = Context::new(0, Role::Key, 0);
@@ -250,6 +252,27 @@ fn shared_tables_serve_lanes_they_fit_and_no_others() {
             assert_eq!(encoded[0], 2, "a table of its own");
             assert_eq!(decode(&*trained, &spec, &encoded, &KEY).unwrap(), lane);
         }
+    }
+}
+
+#[test]
+fn bytes_of_long_lanes_and_of_artifacts_never_change() {
+    let digest = |bytes: &[u8]| format!("{:016x}", u64::from_be_bytes(*Sha256::digest(bytes).first_chunk().unwrap()));
+    let case = Case::new(Elem::F16, Shape::new(40, 2, 64), DataKind::Walk, 1);
+    let (floats, wide) = (case.bytes(), geometric(11, 3000, 4));
+    for (codec, expected) in [
+        (&huffman() as &dyn Codec, ["0cdac441b425f551", "44e296d476d8f0d2", "4a5b98e9b11330ef", "afd8aca2efc7adb1"]),
+        (&arithmetic(), ["678f51106bdf10a9", "057dc642d01b5416", "4b66e58ff8c4cecb", "1b8cd3aec735f0e1"]),
+    ] {
+        let spec = codes(Elem::Bits(11), 3000);
+        let samples = [(&case.spec, &floats[..], Role::Key), (&spec, &wide[..], Role::Value)];
+        let (artifact, trained) = trained(codec, &samples);
+        let encoded = encode(codec, &case.spec, &floats, &KEY);
+        let shared = encode(&*trained, &spec, &wide, &VALUE);
+        assert_eq!((encoded[0] & 3, shared[0]), (2, 3), "coded with its own table, and with the shared one");
+        let digests =
+            [digest(&encoded), digest(&encode(codec, &spec, &wide, &KEY)), digest(&shared), digest(&artifact)];
+        assert_eq!(digests, expected);
     }
 }
 

@@ -64,7 +64,7 @@ impl<'a> Reader<'a> {
         usize::try_from(number).map_err(|_| Error::corrupt(format!("length {number} is beyond this machine")))
     }
 
-    /// As many numbers as [`put_sparse`] wrote.
+    /// As many numbers as `put_sparse` wrote.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`](gearbox_core::ErrorKind::Corrupt) if they are cut or more than `count`.

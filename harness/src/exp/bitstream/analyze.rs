@@ -79,7 +79,8 @@ impl AnalyzeArgs {
 
         create_dir(&self.out_dir)?;
         let mut paths = Vec::new();
-        for (name, text) in [("metrics.csv", self.csv(&rows)), ("summary.md", self.markdown::<C>(rows.len(), &totals))] {
+        for (name, text) in [("metrics.csv", self.csv(&rows)), ("summary.md", self.markdown::<C>(rows.len(), &totals))]
+        {
             let path = self.out_dir.join(format!("{}_{name}", C::RESULTS));
             folder::write(&path, text.as_bytes(), self.overwrite)?;
             paths.push(path.display().to_string());
@@ -122,8 +123,10 @@ impl AnalyzeArgs {
         }
         let mut text = format!("{HEADER}\n");
         for row in rows {
-            let coded = row.coded.map(|coded| coded as f64 + if self.include_meta { row.meta as f64 / 2.0 } else { 0.0 });
-            let shown = coded.map(|coded| if self.include_meta { Float(coded).to_string() } else { format!("{coded}") });
+            let coded =
+                row.coded.map(|coded| coded as f64 + if self.include_meta { row.meta as f64 / 2.0 } else { 0.0 });
+            let shown =
+                coded.map(|coded| if self.include_meta { Float(coded).to_string() } else { format!("{coded}") });
             let ratios = [0, 1].map(|role| Float(ratio(row.raw[role] as f64, coded[role])));
             let [key, value] = row.raw;
             // Writing to a string cannot fail.
@@ -163,7 +166,7 @@ struct Totals {
 impl Totals {
     fn of(rows: &[Row], include_meta: bool, book: u64) -> Self {
         let sum = |of: &dyn Fn(&Row) -> u64| rows.iter().map(of).sum::<u64>() as f64;
-        let shared = if include_meta { (sum(&|row| row.meta) + book as f64) / 2.0 } else { 0.0 };
+        let shared = if include_meta { sum(&|row| row.meta) / 2.0 + book as f64 / 2.0 } else { 0.0 };
         Self {
             raw: [sum(&|row| row.raw[0]), sum(&|row| row.raw[1])],
             coded: [sum(&|row| row.coded[0]) + shared, sum(&|row| row.coded[1]) + shared],

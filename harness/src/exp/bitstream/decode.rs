@@ -141,7 +141,8 @@ fn file_key(role: Role) -> &'static str {
 /// Decodes keys and values.
 fn decode_tensors<C: Coder>(entry: &Encoded, book: &Book<C>) -> Result<[Vec<u8>; 2]> {
     let count = entry.meta.number("num_elements")?;
-    let len = usize::try_from(count).ok().and_then(|count| count.checked_mul(2)).filter(|len| *len <= Limits::default().lane);
+    let len =
+        usize::try_from(count).ok().and_then(|count| count.checked_mul(2)).filter(|len| *len <= Limits::default().lane);
     let len = len.ok_or_else(|| Error::invalid_input(format!("`num_elements`: expected up to 2^31, got {count}")))?;
     let fields = fields()?;
     let mut buffer = SymbolBuffer::default();

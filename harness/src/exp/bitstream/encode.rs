@@ -65,8 +65,8 @@ impl EncodeArgs {
     /// Runs the experiment and prints how many entries it encoded.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if the folder holds streams that need another codebook; else what
-    /// reading and writing report.
+    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if there is no F16 entry or if the folder holds streams that need
+    /// another codebook; else what reading and writing report.
     pub fn run<C: Coder>(&self, json: bool) -> Result<Status> {
         let (dump, mut status) = self.input.open()?;
         let sources = self.sources(&dump)?;
@@ -75,16 +75,22 @@ impl EncodeArgs {
         if other > 0 {
             tracing::warn!("skipped {other} entries that are not F16 in the reference layout");
         }
+        if sources.is_empty() {
+            let path = self.input.dump_dir.display();
+            return Err(Error::invalid_input(format!(
+                "`{path}`: expected F16 entries in the reference layout, got none"
+            )));
+        }
         let mut skipped = dump.dropped.total() + warm_up + other;
 
         create_dir(&self.out_dir)?;
         let global = match self.codebook {
-            Codebook::Global if !sources.is_empty() => {
+            Codebook::Global => {
                 let book = Book::<C>::learn(&count_all(&sources)?)?;
                 put_book(&self.out_dir, &book, self.overwrite)?;
                 Some(book)
             }
-            _ => None,
+            Codebook::PerDump => None,
         };
         let (present, open): (Vec<_>, Vec<_>) =
             sources.into_iter().partition(|source| !self.overwrite && source.out_meta::<C>().exists());
@@ -148,8 +154,7 @@ fn count_all(sources: &[Source<'_>]) -> Result<[Counts; 4]> {
         sum.iter_mut().zip(&more).for_each(|(sum, more)| sum.merge(more));
         sum
     };
-    let all = counted.try_reduce_with(|a, b| Ok(sum(a, b)));
-    all.unwrap_or_else(|| count([&[], &[]]))
+    counted.try_reduce_with(|a, b| Ok(sum(a, b))).unwrap_or_else(|| count([&[], &[]]))
 }
 
 fn encode<C: Coder>(source: &Source<'_>, global: Option<&Book<C>>, overwrite: bool) -> Result<()> {
@@ -159,7 +164,8 @@ fn encode<C: Coder>(source: &Source<'_>, global: Option<&Book<C>>, overwrite: bo
         Some(_) => None,
         None => Some(Book::<C>::learn(&count(tensors)?)?),
     };
-    let book = global.or(own.as_ref()).unwrap_or_else(|| unreachable!("an entry has a codebook of its own or the global one"));
+    let book =
+        global.or(own.as_ref()).unwrap_or_else(|| unreachable!("an entry has a codebook of its own or the global one"));
 
     create_dir(&source.folder)?;
     let path = source.out_meta::<C>();

@@ -51,8 +51,10 @@ impl Encoded {
 
     /// Its four streams.
     pub fn streams(&self) -> Result<[PathBuf; 4]> {
-        let paths: Vec<_> =
-            STREAMS.iter().map(|(stream, ..)| self.file(&format!("{stream}_file"), self.folder())).collect::<Result<_>>()?;
+        let paths: Vec<_> = STREAMS
+            .iter()
+            .map(|(stream, ..)| self.file(&format!("{stream}_file"), self.folder()))
+            .collect::<Result<_>>()?;
         Ok(paths.try_into().unwrap_or_else(|_| unreachable!("one path per stream")))
     }
 
@@ -82,11 +84,12 @@ pub(super) fn metas<C: Coder>(root: &Path) -> Result<Vec<PathBuf>> {
         let failed = |error: std::io::Error| Error::io(&folder, &error);
         for item in fs::read_dir(&folder).map_err(failed)? {
             let item = item.map_err(failed)?;
-            let name = item.file_name();
+            let path = item.path();
+            let starts = item.file_name().as_encoded_bytes().starts_with(C::META.as_bytes());
             if item.file_type().map_err(failed)?.is_dir() {
-                open.push(item.path());
-            } else if name.to_str().is_some_and(|name| name.starts_with(C::META) && name.ends_with(".json")) {
-                found.push(item.path());
+                open.push(path);
+            } else if starts && path.extension().is_some_and(|ending| ending == "json") {
+                found.push(path);
             }
         }
     }

@@ -202,6 +202,8 @@ fn entries_that_are_not_f16_are_skipped() {
     crate::exp::samples::write_run(&work.path("dump"), "wide", gearbox_core::DType::F32);
     work.encode::<Huffman>(&[]).unwrap();
     assert_eq!(folder::metas::<Huffman>(&work.path("out")).unwrap().len(), 8);
+    fs::remove_dir_all(work.path("dump/runA")).unwrap();
+    assert_eq!(work.encode::<Huffman>(&[]).unwrap_err().kind(), ErrorKind::InvalidInput, "nothing to encode");
 }
 
 #[test]

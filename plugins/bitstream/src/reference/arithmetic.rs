@@ -10,7 +10,7 @@ use super::Reference;
 use super::bit_io::{BitWriter, peek};
 use crate::counts::{Counts, LOG2_POINT, log2};
 use crate::model::Model;
-use crate::symbols::{Field, reference_fields};
+use crate::symbols::{self, Field, reference_fields, symbol_size};
 use crate::wire::{Reader, put_sparse};
 
 const QUARTER: u64 = 1 << 30;
@@ -67,14 +67,8 @@ impl Model for Arithmetic {
 
     fn encoded_len(&self, counts: &Counts) -> Option<u64> {
         let total = log2(self.total());
-        let mut bits = 2_u64 << LOG2_POINT;
-        for (symbol, count) in counts.used() {
-            match self.counts.get(symbol) {
-                None | Some(0) => return None,
-                Some(own) => bits += count * total.saturating_sub(log2(*own)),
-            }
-        }
-        Some((bits >> LOG2_POINT).div_ceil(8))
+        let bits = counts.cost(&self.counts, |count| total.saturating_sub(log2(count)))?;
+        Some((bits >> LOG2_POINT) / 8)
     }
 
     fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
@@ -89,9 +83,8 @@ impl Model for Arithmetic {
                 left -= u64::from(run);
             }
         };
-        for symbol in symbols.chunks_exact(if self.bits <= 8 { 1 } else { 2 }) {
-            let symbol = symbol.iter().rev().fold(0, |symbol, byte| symbol << 8 | usize::from(*byte));
-            let [from, to] = self.part(symbol);
+        for symbol in symbols::values(symbols, self.bits) {
+            let [from, to] = self.part(symbol.into());
             interval.narrow(from, to, self.total());
             while let Some(step) = interval.step() {
                 if let Step::Write { bit, pending } = step {
@@ -107,7 +100,7 @@ impl Model for Arithmetic {
         let mut interval = Interval::default();
         let mut code = peek(encoded, 0) >> 32;
         let mut shifts = 0;
-        for to in symbols.chunks_exact_mut(if self.bits <= 8 { 1 } else { 2 }) {
+        for to in symbols.chunks_exact_mut(symbol_size(self.bits)) {
             // The code is never outside of the interval: the part that is chosen is the one that holds it.
             let scaled = ((code - interval.low + 1) * self.total() - 1) / (interval.high - interval.low + 1);
             // Symbols that do not occur have the sum of the one behind them.

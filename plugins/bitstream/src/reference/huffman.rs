@@ -10,7 +10,7 @@ use super::bit_io::{BitWriter, peek};
 use crate::counts::Counts;
 use crate::lengths::canonical_order;
 use crate::model::Model;
-use crate::symbols::{Field, reference_fields};
+use crate::symbols::{self, Field, reference_fields, symbol_size};
 use crate::wire::{Reader, put_sparse};
 
 /// Longer codes need more symbols than any memory holds.
@@ -93,21 +93,13 @@ impl Model for Huffman {
     fn ready_to_encode(&mut self) {}
 
     fn encoded_len(&self, counts: &Counts) -> Option<u64> {
-        let mut bits = 0_u64;
-        for (symbol, count) in counts.used() {
-            match self.lengths.get(symbol) {
-                None | Some(0) => return None,
-                Some(length) => bits = bits.saturating_add(count.saturating_mul(*length)),
-            }
-        }
-        Some(bits.div_ceil(8))
+        counts.cost(&self.lengths, |length| length).map(|bits| bits.div_ceil(8))
     }
 
     fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
         let mut writer = BitWriter::new(out);
-        for symbol in symbols.chunks_exact(if self.bits <= 8 { 1 } else { 2 }) {
-            let symbol = symbol.iter().rev().fold(0, |symbol, byte| symbol << 8 | usize::from(*byte));
-            let (code, length) = self.codes.get(symbol).copied().unwrap_or_default();
+        for symbol in symbols::values(symbols, self.bits) {
+            let (code, length) = self.codes.get(usize::from(symbol)).copied().unwrap_or_default();
             writer.put(code, length);
         }
         writer.finish();
@@ -115,8 +107,9 @@ impl Model for Huffman {
 
     fn decode(&self, encoded: &[u8], symbols: &mut [u8]) -> Result<()> {
         let (mut at, end) = (0, 8 * encoded.len());
-        let count = symbols.len();
-        for (i, to) in symbols.chunks_exact_mut(if self.bits <= 8 { 1 } else { 2 }).enumerate() {
+        let size = symbol_size(self.bits);
+        let count = symbols.len() / size;
+        for (i, to) in symbols.chunks_exact_mut(size).enumerate() {
             let next = peek(encoded, at);
             let group = self.groups.iter().find(|(_, highest, _)| next <= *highest);
             let symbol = group.and_then(|(length, highest, last)| {
