@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p gearbox-bitstream`; with `-- --quick` for a first look. `zstd-huffman` is zstd held to its Huffman coder: it looks
 //! for matches of seven symbols at 64 places only and finds next to none. Codecs with `own` in their name store a table with the lane,
-//! those with `shared` were trained before.
+//! those with `shared` were trained with the whole sample before.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -34,6 +34,7 @@ fn own<P: Plugin<Config = Config> + Codec + 'static>() -> Arc<dyn Codec> {
     Arc::new(P::new(Config { codebook: Codebook::PerDump, ..Config::default() }).expect("sound settings"))
 }
 
+/// A codec that was trained with one large lane.
 fn shared<P: Plugin<Config = Config> + Codec>(spec: &LaneSpec, bytes: &[u8]) -> Arc<dyn Codec> {
     let codec = P::new(Config::default()).expect("sound settings");
     let sample = Sample { spec: spec.clone(), bytes: bytes.into(), layer: 0, role: Role::Key };
@@ -56,16 +57,16 @@ fn compressor(level: i32, only_huffman: bool) -> Compressor<'static> {
     compressor
 }
 
-fn bench_lane(criterion: &mut Criterion, name: &str, spec: &LaneSpec, bytes: &[u8]) {
+fn bench_lane(criterion: &mut Criterion, name: &str, spec: &LaneSpec, bytes: &[u8], sample: (&LaneSpec, &[u8])) {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     let lane = LaneRef::new(spec, bytes).expect("bytes of the lane");
     let mut back = vec![0; bytes.len()];
     let codecs = [
         ("huffman-own", own::<Huffman>()),
-        ("huffman-shared", shared::<Huffman>(spec, bytes)),
+        ("huffman-shared", shared::<Huffman>(sample.0, sample.1)),
         ("arithmetic-own", own::<Arithmetic>()),
-        ("arithmetic-shared", shared::<Arithmetic>(spec, bytes)),
+        ("arithmetic-shared", shared::<Arithmetic>(sample.0, sample.1)),
     ];
     for (name, codec) in codecs {
         let mut encoded = Vec::new();
@@ -102,16 +103,17 @@ fn bench_lane(criterion: &mut Criterion, name: &str, spec: &LaneSpec, bytes: &[u
 fn bench(criterion: &mut Criterion) {
     let tensors = tensors();
     let exponents = |bytes: &[u8]| -> Vec<u8> { bytes.as_chunks().0.iter().map(|[_, high]| high >> 2 & 31).collect() };
-    let keys = exponents(&tensors[2]);
-    for (name, bytes) in [
-        ("exponents, 16 KiB", &keys[..16 << 10]),
-        ("exponents of a tensor", &keys),
-        ("exponents of the sample", &exponents(&tensors.concat())),
-    ] {
-        bench_lane(criterion, name, &LaneSpec::new("exponents", Elem::U8, Shape::flat(bytes.len())), bytes);
+    let (keys, whole) = (exponents(&tensors[2]), tensors.concat());
+    let all = exponents(&whole);
+    let spec = |len: usize| LaneSpec::new("exponents", Elem::U8, Shape::flat(len));
+    for (name, bytes) in
+        [("exponents, 16 KiB", &keys[..16 << 10]), ("exponents of a tensor", &keys), ("exponents of the sample", &all)]
+    {
+        bench_lane(criterion, name, &spec(bytes.len()), bytes, (&spec(all.len()), &all));
     }
+    let spec = |len: usize| LaneSpec::tensor(DType::F16, Shape::new(len / 256, 2, 64));
     for (name, bytes) in [("f16, 32 KiB", &tensors[2][..32 << 10]), ("f16 tensor", &tensors[2])] {
-        bench_lane(criterion, name, &LaneSpec::tensor(DType::F16, Shape::new(bytes.len() / 256, 2, 64)), bytes);
+        bench_lane(criterion, name, &spec(bytes.len()), bytes, (&spec(whole.len()), &whole));
     }
 }
 

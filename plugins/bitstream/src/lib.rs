@@ -35,7 +35,7 @@
 //!
 //! | Stream | Content |
 //! |---|---|
-//! | raw | planes of 8, 4, 2 and 1 bits of each symbol, from its lowest bit, as many as make up its width; each packed as [`bits`] does |
+//! | raw | planes of 8, 4, 2 and 1 bits of each symbol, from its lowest bit, as many as make up its width; each packed as [`gearbox_core::bits`] does |
 //! | constant | the symbol, 1 byte, or 2 little-endian above 8 bits |
 //! | coded | if another coded stream follows: the length of what comes, in LEB128; with an own table: the table; then the codes |
 //!
@@ -74,8 +74,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 pub use counts::Counts;
-#[cfg(doc)]
-use gearbox_core::bits;
 use gearbox_core::{
     Artifact, Capabilities, Codec, Context, ElemSet, LaneRef, LaneSpec, Plugin, Result, ResultExt, Sample,
     register_codec,

@@ -12,7 +12,7 @@
 //! counts.add(&symbols);
 //! let mut code = Huffman::default();
 //! code.learn(&counts)?;
-//! assert_eq!(code.table(), [2_u8, 3, 3, 1].map(u64::from));
+//! assert_eq!(code.table(), [1_u8, 3, 3, 2].map(u64::from));
 //!
 //! let mut bytes = Vec::new();
 //! code.encode(&symbols, &mut bytes);
