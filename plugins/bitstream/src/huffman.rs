@@ -49,17 +49,19 @@ struct Table {
     symbols: [u64; MOST],
     /// Bits of these symbols' codes in the lowest six bits, bytes of the symbols in the highest three.
     sizes: [u16; MOST],
+    /// Symbols and sizes of the parts that a table is made of.
+    scratch: ([u64; MOST], [u16; MOST]),
 }
 
 impl Default for Huffman {
-    #[expect(clippy::large_stack_arrays, reason = "40 KiB on their way to the heap, once per pooled buffer")]
+    #[expect(clippy::large_stack_arrays, reason = "80 KiB on their way to the heap, once per pooled buffer")]
     fn default() -> Self {
         Self {
             bits: 0,
             lengths: Vec::new(),
             order: Vec::new(),
             codes: Box::new([0; MOST]),
-            table: Box::new(Table { bits: 0, symbols: [0; MOST], sizes: [0; MOST] }),
+            table: Box::new(Table { bits: 0, symbols: [0; MOST], sizes: [0; MOST], scratch: ([0; MOST], [0; MOST]) }),
         }
     }
 }
@@ -274,45 +276,10 @@ fn put_codes<const SIZE: usize>(
     )
 }
 
-/// Entries in a row, of which the first bits are the same.
+/// Entries of a table.
 struct Entries<'a> {
     symbols: &'a mut [u64],
     sizes: &'a mut [u16],
-}
-
-/// What the entries of a table are made from.
-struct Code<'a> {
-    order: &'a [(u16, u8)],
-    /// Length of the shortest code.
-    shortest: u8,
-    symbol_size: usize,
-    /// Bytes of symbols that an entry may hold.
-    most: usize,
-}
-
-impl Code<'_> {
-    /// Fills entries whose first bits are the codes of `symbols`; `left` bits follow.
-    fn fill(&self, entries: Entries<'_>, left: u8, symbols: u64, size: u16) {
-        let held = usize::from(size >> 13);
-        let mut rest = entries;
-        if held + self.symbol_size <= self.most {
-            // The codes that fit follow each other from the first entry on.
-            for (symbol, length) in self.order {
-                let Some(left) = left.checked_sub(*length) else { break };
-                let (within, behind) = rest.split(1 << left);
-                let symbols = symbols | u64::from(*symbol) << (8 * held);
-                let size = size + ((self.symbol_size as u16) << 13 | u16::from(*length));
-                if left < self.shortest {
-                    within.set(symbols, size);
-                } else {
-                    self.fill(within, left, symbols, size);
-                }
-                rest = behind;
-            }
-        }
-        // Behind them the next code does not fit.
-        rest.set(symbols, size);
-    }
 }
 
 impl Entries<'_> {
@@ -321,12 +288,46 @@ impl Entries<'_> {
         let (sizes, sizes_behind) = self.sizes.split_at_mut(len);
         (Self { symbols, sizes }, Self { symbols: symbols_behind, sizes: sizes_behind })
     }
+}
 
-    fn set(self, symbols: u64, size: u16) {
-        for (to, to_size) in self.symbols.iter_mut().zip(self.sizes) {
-            *to = symbols;
-            *to_size = size;
+/// The code that tables are made of.
+struct Code<'a> {
+    order: &'a [(u16, u8)],
+    symbol_size: usize,
+}
+
+impl Code<'_> {
+    /// Fills entries for all values of the next `bits` bits with the symbols that fit into them and into `room` bytes.
+    ///
+    /// Behind a code follows what fits into the bits that it leaves, which is the same for all codes of its length: those entries are made
+    /// once, in `scratch`, and then copied with the symbol in front of them. `scratch` has as many entries as there are values.
+    fn fill(&self, bits: u8, room: usize, mut entries: Entries<'_>, scratch: &mut Entries<'_>) {
+        for codes in self.order.chunk_by(|a, b| a.1 == b.1) {
+            let length = codes[0].1;
+            if length > bits || self.symbol_size > room {
+                break;
+            }
+            let left = bits - length;
+            let scratch = Entries { symbols: &mut *scratch.symbols, sizes: &mut *scratch.sizes };
+            let (mut behind, mut deeper) = scratch.split(1 << left);
+            let of_behind = Entries { symbols: &mut *behind.symbols, sizes: &mut *behind.sizes };
+            self.fill(left, room - self.symbol_size, of_behind, &mut deeper);
+            for (symbol, _) in codes {
+                // Codes follow each other from the first entry on.
+                let (own, rest) = entries.split(1 << left);
+                for (to, from) in own.symbols.iter_mut().zip(&mut *behind.symbols) {
+                    *to = *from << (8 * self.symbol_size) | u64::from(*symbol);
+                }
+                let size = (self.symbol_size as u16) << 13 | u16::from(length);
+                for (to, from) in own.sizes.iter_mut().zip(&mut *behind.sizes) {
+                    *to = *from + size;
+                }
+                entries = rest;
+            }
         }
+        // What is left starts with a code that does not fit.
+        entries.symbols.fill(0);
+        entries.sizes.fill(0);
     }
 }
 
@@ -336,8 +337,8 @@ impl Table {
         self.bits = order.last().map_or(0, |(_, length)| *length);
         let len = 1 << self.bits;
         let entries = Entries { symbols: &mut self.symbols[..len], sizes: &mut self.sizes[..len] };
-        let shortest = order.first().map_or(0, |(_, length)| *length);
-        Code { order, shortest, symbol_size, most }.fill(entries, self.bits, 0, 0);
+        let (symbols, sizes) = &mut self.scratch;
+        Code { order, symbol_size }.fill(self.bits, most, entries, &mut Entries { symbols, sizes });
     }
 
     /// Decodes `N` segments at once, up to where one of them nears the end of its symbols or of the input.
