@@ -43,6 +43,8 @@ pub struct Context<'a> {
     pub role: Role,
     /// Position of the chunk's first token.
     pub first_token: u64,
+    /// Position behind the last token of the sequence that the chunk belongs to, if it is known: where recent tokens end.
+    pub end_token: Option<u64>,
     /// Token ids of this chunk, one per token.
     pub tokens: Option<&'a [u32]>,
     /// How keys were rotated.
@@ -58,7 +60,17 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// A context that knows nothing but the place of the chunk.
     pub const fn new(layer: u32, role: Role, first_token: u64) -> Self {
-        Self { layer, role, first_token, tokens: None, rope: None, peer: None, history: None, history_tokens: None }
+        Self {
+            layer,
+            role,
+            first_token,
+            end_token: None,
+            tokens: None,
+            rope: None,
+            peer: None,
+            history: None,
+            history_tokens: None,
+        }
     }
 }
 

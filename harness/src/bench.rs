@@ -223,6 +223,7 @@ impl Buffers {
         };
         let tokens = sequence.tokens.as_deref().filter(|_| uses.tokens);
         let cx = Context {
+            end_token: sequence.spans.last().map(|span| span.start + span.seq as u64),
             tokens: tokens.map(|ids| &ids[range]),
             rope: sequence.rope,
             peer,

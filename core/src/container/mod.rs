@@ -114,6 +114,11 @@ impl SequenceInfo {
         self.entries.iter().fold(0, |sum: usize, entry| sum.saturating_add(entry.span.seq))
     }
 
+    /// Position behind its last token.
+    pub fn end(&self) -> u64 {
+        self.entries.last().map_or(0, |entry| entry.span.start.saturating_add(entry.span.seq as u64))
+    }
+
     /// Shape of a run of its tokens.
     pub fn shape(&self, seq: usize) -> Shape {
         Shape::new(seq, self.heads, self.dim)

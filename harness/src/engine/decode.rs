@@ -160,7 +160,8 @@ fn decode_step<S: ReadAt>(
         return Err(Error::limit(format!("{bytes} bytes, the limit is {limit}")).context(place()));
     }
     known.begin(run, info.role, chunk.first_token, chunk.seq);
-    let cx = Context { rope: run.rope.as_ref(), ..Context::new(info.layer, info.role, chunk.first_token) };
+    let cx = Context::new(info.layer, info.role, chunk.first_token);
+    let cx = Context { rope: run.rope.as_ref(), end_token: Some(info.end()), ..cx };
     let key = key.map(|key| (key.info.shape(chunk.seq), key.info.dtype));
     let cx = known.context(cx, (shape, info.dtype), key).context(place)?;
     let mut out = vec![0; bytes];

@@ -129,6 +129,12 @@ impl<'a> LayerWork<'a> {
         format!("run `{}`, layer {}, {role}, tokens {}..{last}", self.run.name, self.layer.id, plan.first_token)
     }
 
+    /// The context that knows where the chunk lies.
+    fn place_of(&self, role: Role, plan: &ChunkPlan) -> Context<'static> {
+        let end_token = self.layer.entries.last().map(Entry::end);
+        Context { end_token, ..Context::new(self.layer.id, role, plan.first_token) }
+    }
+
     /// The lanes of a chunk, for training; they come without peer and history.
     fn samples(&self, role: Role, coder: &ChunkCoder, chunk: usize) -> Result<Vec<(usize, Sample<'static>)>> {
         let plan = &self.plans[chunk];
@@ -136,7 +142,7 @@ impl<'a> LayerWork<'a> {
         let tensor = self.layer.entries[plan.pieces[0].0].tensor(role);
         let chunk = Chunk::new(tensor.shape.with_seq(plan.seq), tensor.dtype, source.bytes())?;
         let tokens = self.run.tokens(plan.first_token, plan.seq);
-        let mut cx = Context::new(self.layer.id, role, plan.first_token);
+        let mut cx = self.place_of(role, plan);
         (cx.tokens, cx.rope) = (tokens.as_deref(), self.run.rope.as_ref());
         let lanes = guarded(|| coder.lanes(chunk, &cx))?.into_iter();
         let sample = |lane: RoutedLane<'_>| {
@@ -163,7 +169,7 @@ impl<'a> LayerWork<'a> {
         let (dtype, shape) = (first.tensor(role).dtype, first.tensor(role).shape.with_seq(plan.seq));
         let key = Some((first.key.shape.with_seq(plan.seq), first.key.dtype));
         known.begin(self.run, role, plan.first_token, plan.seq);
-        let cx = Context { rope: self.run.rope.as_ref(), ..Context::new(self.layer.id, role, plan.first_token) };
+        let cx = Context { rope: self.run.rope.as_ref(), ..self.place_of(role, plan) };
         let cx = known.context(cx, (shape, dtype), key)?;
         let coder = pipeline.coder(self.layer.id, role)?;
         let input = Chunk::new(shape, dtype, source.bytes())?;

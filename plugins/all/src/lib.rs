@@ -17,6 +17,7 @@ use gearbox_gear as _;
 use gearbox_lz4 as _;
 use gearbox_pcodec as _;
 use gearbox_planes as _;
+use gearbox_quant as _;
 use gearbox_store as _;
 use gearbox_token_ref as _;
 use gearbox_zstd as _;
@@ -27,6 +28,8 @@ pub use gearbox_adaptive_v22 as adaptive_v22;
 pub use gearbox_bitstream as bitstream;
 #[doc(no_inline)]
 pub use gearbox_gear as gear;
+#[doc(no_inline)]
+pub use gearbox_quant as quant;
 
 /// A registry of all built-in plugins.
 ///

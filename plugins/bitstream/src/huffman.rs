@@ -309,7 +309,7 @@ impl Code<'_> {
             }
             let left = bits - length;
             let scratch = Entries { symbols: &mut *scratch.symbols, sizes: &mut *scratch.sizes };
-            let (mut behind, mut deeper) = scratch.split(1 << left);
+            let (behind, mut deeper) = scratch.split(1 << left);
             let of_behind = Entries { symbols: &mut *behind.symbols, sizes: &mut *behind.sizes };
             self.fill(left, room - self.symbol_size, of_behind, &mut deeper);
             for (symbol, _) in codes {

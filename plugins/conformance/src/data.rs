@@ -362,6 +362,7 @@ impl Case {
         let history = if repeats { (self.kind, self.seed) } else { (DataKind::Walk, self.seed ^ 2) };
         Surroundings {
             dtype,
+            end_token: (HISTORY + shape.seq + 3) as u64,
             tokens: parts.tokens.then(|| tokens(shape.seq)),
             history_tokens: (parts.tokens && parts.history).then(|| tokens(HISTORY)),
             rope: parts.rope.then(|| Rope {
@@ -386,6 +387,7 @@ impl fmt::Display for Case {
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     dtype: DType,
+    end_token: u64,
     tokens: Option<Vec<u32>>,
     rope: Option<Rope>,
     peer: Option<(Shape, Vec<u8>)>,
@@ -399,9 +401,10 @@ impl Surroundings {
         Chunk::new(*shape, self.dtype, bytes).ok()
     }
 
-    /// The context: values of layer 3 that begin right behind the history, at token 8.
+    /// The context: values of layer 3 that begin right behind the history, at token 8, in a sequence that ends three tokens behind them.
     pub fn context(&self) -> Context<'_> {
         Context {
+            end_token: Some(self.end_token),
             tokens: self.tokens.as_deref(),
             rope: self.rope.as_ref(),
             peer: self.chunk(self.peer.as_ref()),

@@ -121,10 +121,13 @@ impl Subject {
     /// Compares what was decoded with what was encoded, as the declared bound says.
     fn compare(&self, trial: &Trial, got: &[u8]) -> Check {
         let elem = trial.case.spec.elem;
+        let originals = trial.bytes.chunks_exact(elem.size()).map(|bytes| value(elem, bytes).abs());
+        let peak = originals.filter(|value| value.is_finite()).fold(0.0, f64::max);
         let allowed = |original: f64| match self.bound {
             Bound::Lossless => 0.0,
             Bound::Absolute(error) => error,
             Bound::Relative(fraction) => fraction * original.abs(),
+            Bound::Peak(fraction) => fraction * peak,
             Bound::Unbounded => f64::INFINITY,
         };
         if self.bound == Bound::Lossless {

@@ -1,0 +1,1 @@
+//! What the reference computes, to the bit.
