@@ -39,7 +39,15 @@ pub struct EncodedChunk {
     pub bytes: Vec<u8>,
 }
 
+/// Bytes that the header of a lane takes in a container, about: number, shape, length and checksum.
+const LANE_HEADER: usize = 17;
+
 impl EncodedChunk {
+    /// Bytes that it takes in a container, about.
+    fn stored_len(&self) -> usize {
+        self.bytes.len() + self.lanes.len() * LANE_HEADER
+    }
+
     /// The lanes with their bytes, for decoding.
     pub fn lanes(&self) -> impl Iterator<Item = StoredLane<'_>> {
         self.lanes.iter().map(|lane| StoredLane {
@@ -182,13 +190,16 @@ impl ChunkCoder {
     /// What the transforms report; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if one writes no tensor for the next, a lane
     /// with a `.` in its name, or a lane without a codec.
     pub fn lanes<'a>(&self, chunk: Chunk<'a>, cx: &Context<'_>) -> Result<Vec<RoutedLane<'a>>> {
-        if self.transforms.is_empty() {
+        let Some(first) = self.transforms.first() else {
             let (slot, _) = self.codec(LaneSpec::TENSOR)?;
             let spec = LaneSpec::tensor(chunk.dtype(), chunk.shape());
             return Ok(vec![RoutedLane { slot, spec, bytes: Cow::Borrowed(chunk.bytes()) }]);
-        }
-        let mut latents = Latents::new();
-        self.transforms[0].forward(chunk, cx, &mut latents)?;
+        };
+        self.routed(forward(first.as_ref(), chunk, cx)?, chunk, cx)
+    }
+
+    /// The lanes that reach the codecs, from what the first transform gave.
+    fn routed<'a>(&self, mut latents: Latents, chunk: Chunk<'_>, cx: &Context<'_>) -> Result<Vec<RoutedLane<'a>>> {
         check_names(0, &latents)?;
         let mut done = Vec::new();
         for (idx, transform) in self.transforms.iter().enumerate().skip(1) {
@@ -196,8 +207,7 @@ impl ChunkCoder {
             let tensor = latents.take(LaneSpec::TENSOR).filter(|lane| lane.spec == expected);
             let tensor = tensor.ok_or_else(|| not_a_tensor(idx - 1, &expected))?;
             done.extend(latents.into_lanes().into_iter().map(|lane| side_lane(idx - 1, lane)));
-            latents = Latents::new();
-            transform.forward(tensor.as_chunk()?, cx, &mut latents)?;
+            latents = forward(transform.as_ref(), tensor.as_chunk()?, cx)?;
             check_names(idx, &latents)?;
         }
         done.extend(latents.into_lanes());
@@ -211,9 +221,26 @@ impl ChunkCoder {
     /// # Errors
     /// What the plugins report, with the lane.
     pub fn encode(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut EncodedChunk) -> Result<()> {
+        let [transform] = &self.transforms[..] else {
+            return self.encode_lanes(self.lanes(chunk, cx)?, cx, out);
+        };
+        let latents = forward(transform.as_ref(), chunk, cx)?;
+        let other = transform.alternative(chunk, &latents)?;
+        self.encode_lanes(self.routed(latents, chunk, cx)?, cx, out)?;
+        if let Some(latents) = other {
+            let mut other = EncodedChunk::default();
+            self.encode_lanes(self.routed(latents, chunk, cx)?, cx, &mut other)?;
+            if other.stored_len() < out.stored_len() {
+                *out = other;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_lanes(&self, lanes: Vec<RoutedLane<'_>>, cx: &Context<'_>, out: &mut EncodedChunk) -> Result<()> {
         out.lanes.clear();
         out.bytes.clear();
-        for RoutedLane { spec, bytes, .. } in self.lanes(chunk, cx)? {
+        for RoutedLane { spec, bytes, .. } in lanes {
             let start = out.bytes.len();
             let (_, codec) = self.codec(&spec.name)?;
             let lane = LaneRef::new(&spec, &bytes)?;
@@ -321,6 +348,12 @@ pub(crate) fn stored_len(spec: &LaneSpec) -> usize {
         Elem::Bits(width) => bits::packed_len(width, spec.shape.elements()),
         _ => spec.byte_len(),
     }
+}
+
+fn forward(transform: &dyn LossyTransform, chunk: Chunk<'_>, cx: &Context<'_>) -> Result<Latents> {
+    let mut latents = Latents::new();
+    transform.forward(chunk, cx, &mut latents)?;
+    Ok(latents)
 }
 
 fn not_a_tensor(idx: usize, expected: &LaneSpec) -> Error {

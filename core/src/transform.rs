@@ -52,6 +52,17 @@ pub trait LossyTransform: Send + Sync + Debug {
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for tensors outside the declared capabilities.
     fn forward(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut Latents) -> Result<()>;
 
+    /// Other lanes for the chunk that [`LossyTransform::forward`] turned into `latents`, if it is in doubt which take fewer bytes.
+    ///
+    /// Where the transform stands alone, both are encoded and the smaller ones are stored; [`LossyTransform::inverse`] takes either.
+    ///
+    /// # Errors
+    /// As [`LossyTransform::forward`].
+    fn alternative(&self, chunk: Chunk<'_>, latents: &Latents) -> Result<Option<Latents>> {
+        let _ = (chunk, latents);
+        Ok(None)
+    }
+
     /// Fills `out` from the lanes.
     ///
     /// # Errors
