@@ -51,6 +51,7 @@ pub use info::{Info, RunInfo};
 pub use map::Mapped;
 pub use open::{Dropped, Selection};
 pub use rounding::Rounding;
+pub(crate) use rounding::round;
 pub use safetensors::tensor_name;
 pub use write::{LayerSpec, NewEntry, RunSpec, SafetensorsWriter, TensorSpec, write_reference_entry};
 

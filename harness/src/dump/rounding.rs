@@ -122,7 +122,7 @@ impl Tally {
 }
 
 /// Rounds to nearest, ties to even. NaN keeps its sign and the top ten bits of its payload, of which 0 becomes 1.
-fn round(value: f32) -> f16 {
+pub(crate) fn round(value: f32) -> f16 {
     if value.is_nan() {
         // `half` sets the quiet bit as well; the reference does not.
         let bits = value.to_bits();

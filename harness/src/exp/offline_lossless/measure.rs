@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use gearbox_core::{Chunk, Codec, Context, DType, Error, ErrorKind, LaneSpec, Pool, Registry, Result, ResultExt};
 use gearbox_plugins::adaptive_v22::{Encoder, Usage};
-use half::f16;
 use rayon::prelude::*;
 use serde_json::json;
 
 use super::CodecArgs;
 use super::units::Piece;
+use crate::dump::round;
 use crate::report;
 
 /// What one piece takes.
@@ -134,19 +134,10 @@ fn append_f16(dtype: DType, bytes: &[u8], out: &mut Vec<u8>) -> u64 {
     out.extend(bytes.as_chunks::<4>().0.iter().flat_map(|word| {
         let value = f32::from_le_bytes(*word);
         let rounded = round(value);
-        new_infinities += u64::from(value.is_finite() && rounded & 0x7FFF == f16::INFINITY.to_bits());
+        new_infinities += u64::from(value.is_finite() && rounded.is_infinite());
         rounded.to_le_bytes()
     }));
     new_infinities
-}
-
-/// The bits of the nearest F16. NaN keeps the top of its payload as it is, without a quiet bit, as NumPy does.
-fn round(value: f32) -> u16 {
-    if !value.is_nan() {
-        return f16::from_f32(value).to_bits();
-    }
-    let [top, rest] = [value.to_bits() >> 16, value.to_bits() >> 13].map(|bits| bits as u16);
-    top & 0x8000 | f16::INFINITY.to_bits() | (rest & 0x3FF).max(1)
 }
 
 #[cfg(test)]
