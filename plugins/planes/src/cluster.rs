@@ -1,6 +1,6 @@
 //! Groups contexts with similar statistics, so that few tables serve many channels.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 use crate::math::{entropy_bits, log2};
 
@@ -20,7 +20,22 @@ impl Map {
     pub fn single(contexts: usize) -> Self {
         Self { of: vec![0; contexts], tables: 1, bits: 0.0 }
     }
+
+    /// What symbols add to the bits of others that use the same tables.
+    pub fn added_bits<const BINS: usize>(&self, counts: &[[u32; BINS]], more: &[[u32; BINS]]) -> f32 {
+        let mut groups = vec![[[0; BINS]; 2]; self.tables];
+        for ((of, counts), more) in self.of.iter().zip(counts).zip(more) {
+            let [before, after] = &mut groups[usize::from(*of)];
+            add(before, counts);
+            add(after, counts);
+            add(after, more);
+        }
+        groups.iter().map(|[before, after]| entropy_bits(after) - entropy_bits(before)).sum()
+    }
 }
+
+/// The most tables that a [`Map`] has.
+const MOST_TABLES: usize = 16;
 
 /// How finely a [`Map`] may divide.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +51,29 @@ pub(crate) struct Budget {
 /// Contexts are sorted by their mean bin and cut into groups, each then moves to the group in which it takes the fewest bits, twice, and
 /// groups are joined as long as that saves more bits of tables than it costs.
 pub(crate) fn cluster<const BINS: usize>(counts: &[[u32; BINS]], budget: Budget) -> Map {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || cluster_inlined(counts, budget),
-    )
+    Arch::new().dispatch(Clustering { counts, budget })
+}
+
+/// What [`cluster`] works on. A closure in its place would not be inlined, and so not get the wider vectors.
+struct Clustering<'a, const BINS: usize> {
+    counts: &'a [[u32; BINS]],
+    budget: Budget,
+}
+
+impl<const BINS: usize> NullaryFnOnce for Clustering<'_, BINS> {
+    type Output = Map;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
+    fn call(self) -> Map {
+        cluster_inlined(self.counts, self.budget)
+    }
 }
 
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
 fn cluster_inlined<const BINS: usize>(counts: &[[u32; BINS]], budget: Budget) -> Map {
-    let tables = budget.tables.min(counts.len());
+    let tables = budget.tables.min(counts.len()).min(MOST_TABLES);
     if tables < 2 {
         let mut all = [0; BINS];
         for counts in counts {
@@ -60,17 +88,10 @@ fn cluster_inlined<const BINS: usize>(counts: &[[u32; BINS]], budget: Budget) ->
         add(&mut all, group);
     }
     for _ in 0..2 {
-        let costs: Vec<[f32; BINS]> = groups.iter().map(|group| costs(group, &all)).collect();
-        for (of, counts) in of.iter_mut().zip(counts) {
-            let bits = |table: &[f32; BINS]| dot(counts, table);
-            let mut best = (0, f32::INFINITY);
-            for (idx, table) in (0..).zip(&costs) {
-                let bits = bits(table);
-                if bits < best.1 {
-                    best = (idx, bits);
-                }
-            }
-            *of = best.0;
+        if tables <= 8 {
+            assign::<BINS, 8>(&mut of, counts, &groups, &all);
+        } else {
+            assign::<BINS, MOST_TABLES>(&mut of, counts, &groups, &all);
         }
         groups = sums(counts, &of, tables);
     }
@@ -136,18 +157,50 @@ fn costs<const BINS: usize>(group: &[u32; BINS], all: &[u32; BINS]) -> [f32; BIN
     })
 }
 
+/// Gives each context to the group, of up to `WIDTH`, in which it takes the fewest bits.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
-fn dot<const BINS: usize>(counts: &[u32; BINS], costs: &[f32; BINS]) -> f32 {
-    // Eight sums, which the compiler keeps in one register.
-    let mut sums = [0.0; 8];
-    for (counts, costs) in counts.as_chunks::<8>().0.iter().zip(costs.as_chunks::<8>().0) {
-        for i in 0..8 {
-            sums[i] += counts[i].cast_signed() as f32 * costs[i];
+fn assign<const BINS: usize, const WIDTH: usize>(
+    of: &mut [u8],
+    counts: &[[u32; BINS]],
+    groups: &[[u32; BINS]],
+    all: &[u32; BINS],
+) {
+    // Groups lie side by side, so that the compiler adds up the bits of a context in all of them at once.
+    let mut by_bin = [[1e9; WIDTH]; BINS];
+    for (idx, group) in groups.iter().enumerate() {
+        for (by_bin, bits) in by_bin.iter_mut().zip(costs(group, all)) {
+            by_bin[idx % WIDTH] = bits;
         }
     }
-    sums.iter().sum()
+    for (of, counts) in of.iter_mut().zip(counts) {
+        let mut sums = [0.0_f32; WIDTH];
+        for (count, bits) in counts.iter().zip(&by_bin) {
+            let count = count.cast_signed() as f32;
+            for (sum, bits) in sums.iter_mut().zip(bits) {
+                *sum += count * bits;
+            }
+        }
+        // The lowest bits of a sum tell nothing; the group in their place makes the search for the least a search for the smallest number.
+        let mut least = i32::MAX;
+        for (idx, sum) in (0..).zip(sums) {
+            least = least.min(sum.to_bits().cast_signed() & !0xF | idx);
+        }
+        *of = least.cast_unsigned() as u8 & 0xF;
+    }
 }
+
+/// Bits of two groups as one.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
+fn joined<const BINS: usize>(groups: &[[u32; BINS]], a: usize, b: usize) -> f32 {
+    let mut sum = groups[a];
+    add(&mut sum, &groups[b]);
+    entropy_bits(&sum)
+}
+
+/// How far apart groups may be that are joined. They start out sorted by their mean bin, so those far apart have little in common.
+const NEIGHBOURS: usize = 4;
 
 /// Joins pairs of groups as long as one table less saves more than it costs; returns the bits of what is left.
 #[inline(always)]
@@ -156,16 +209,11 @@ fn join<const BINS: usize>(of: &mut [u8], groups: &mut [[u32; BINS]], table_bits
     let mut live: Vec<usize> =
         (0..groups.len()).filter(|&group| groups[group].iter().any(|count| *count > 0)).collect();
     let mut bits: Vec<f32> = groups.iter().map(entropy_bits).collect();
-    let joined = |groups: &[[u32; BINS]], a: usize, b: usize| {
-        let mut sum = groups[a];
-        add(&mut sum, &groups[b]);
-        entropy_bits(&sum)
-    };
     let mut costs = vec![f32::INFINITY; groups.len() * groups.len()];
     let len = groups.len();
     let at = |a: usize, b: usize| a.min(b) * len + a.max(b);
     for (i, &a) in live.iter().enumerate() {
-        for &b in &live[..i] {
+        for &b in &live[i.saturating_sub(NEIGHBOURS)..i] {
             costs[at(a, b)] = joined(groups, a, b) - bits[a] - bits[b];
         }
     }
@@ -178,7 +226,9 @@ fn join<const BINS: usize>(of: &mut [u8], groups: &mut [[u32; BINS]], table_bits
         bits[a] = entropy_bits(&groups[a]);
         live.retain(|&group| group != b);
         of.iter_mut().filter(|of| usize::from(**of) == b).for_each(|of| *of = a as u8);
-        for &other in live.iter().filter(|&&other| other != a) {
+        let place = live.iter().position(|&group| group == a).unwrap_or_default();
+        let near = place.saturating_sub(NEIGHBOURS)..(place + NEIGHBOURS + 1).min(live.len());
+        for &other in live[near].iter().filter(|&&other| other != a) {
             costs[at(a, other)] = joined(groups, a, other) - bits[a] - bits[other];
         }
     }

@@ -42,88 +42,132 @@ const SLOTS: usize = 1 << MAX_LOG;
 /// Frequency of each symbol in one context; they sum to `1 << log`, and each is below 4096.
 pub(crate) type Freqs = [u16; 256];
 
-/// What encoding one symbol takes: division by its frequency is multiplication by the reciprocal.
-#[derive(Clone, Copy, Debug, Default)]
-struct Step {
-    reciprocal: u64,
-    /// The highest state that takes the symbol without moving a word out.
-    limit: u32,
-    bias: u32,
-    complement: u32,
+/// A symbol with its context in the upper byte.
+pub(crate) type Coded = u16;
+
+/// A symbol in a context.
+pub(crate) fn in_context(context: usize, symbol: u8) -> Coded {
+    (context as Coded) << 8 | Coded::from(symbol)
 }
 
-impl Step {
-    fn new(start: u32, freq: u32, log: u32) -> Self {
-        if freq == 0 {
-            return Self::default();
-        }
-        let limit = ((u64::from(freq) << (32 - log)) - 1) as u32;
-        let complement = (1 << log) - freq;
-        if freq == 1 {
-            // The reciprocal of one does not fit; with this one the quotient comes out one too low, which the bias makes up for.
-            return Self { reciprocal: u64::MAX, limit, bias: start + complement, complement };
-        }
-        // Exact for every 32-bit state: the reciprocal is too large by less than 2^-64, the product by less than 2^-32.
-        Self { reciprocal: u64::MAX / u64::from(freq) + 1, limit, bias: start, complement }
+/// Symbols in contexts that are in the upper byte.
+pub(crate) fn in_contexts(contexts: &[Coded], symbols: &[u8]) -> impl Iterator<Item = Coded> {
+    contexts.iter().zip(symbols).map(|(context, symbol)| context | Coded::from(*symbol))
+}
+
+/// What encoding takes, for each frequency: division by the frequency is multiplication by a reciprocal.
+///
+/// The quotient of `x` is `(x + round) * factor >> (32 + shift)`, with `factor` in bits 0 to 31, the frequency in bits 32 to 43, `shift`
+/// in bits 56 to 59 and `round` in bit 60. Bits 44 to 55 are left to the start of the symbol.
+static DIVISORS: [u64; SLOTS] = {
+    let mut divisors = [0; SLOTS];
+    let mut freq = 1;
+    while freq < SLOTS {
+        divisors[freq] = divisor(freq as u64);
+        freq += 1;
     }
+    divisors
+};
+
+const fn divisor(freq: u64) -> u64 {
+    if freq == 1 {
+        return 1 << 60 | freq << 32 | u32::MAX as u64;
+    }
+    // The factor has 32 bits. It is rounded to the nearer side, so its error is at most half a unit: with `x` below `freq << (32 - log)` and
+    // `freq` at most `1 << (shift + 1)`, the product is too large or, with one added to `x`, too small by less than what matters.
+    let shift = (freq - 1).ilog2();
+    let one = 1_u64 << (32 + shift);
+    let (lower, left) = (one / freq, one % freq);
+    let round = left > 0 && left * 2 < freq;
+    let factor = if left == 0 || round { lower } else { lower + 1 };
+    (round as u64) << 60 | (shift as u64) << 56 | freq << 32 | factor
 }
 
 /// Encodes symbols in contexts.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    steps: Box<[[Step; 256]; MAX_CONTEXTS]>,
+    /// An entry of [`DIVISORS`] with the start of the symbol, for all that a [`Coded`] can name. What is never set takes no memory.
+    steps: Box<[u64; 1 << 16]>,
+    log: u32,
     words: Vec<u16>,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
-        Self { steps: boxed([Step::default(); 256]), words: Vec::new() }
+        Self { steps: boxed(0), log: MAX_LOG, words: Vec::new() }
     }
 }
 
 impl Encoder {
-    /// Sets the table of a context.
-    pub fn set(&mut self, context: usize, freqs: &Freqs, log: u32) {
+    /// Starts over with frequencies that sum to `1 << log`.
+    pub fn start(&mut self, log: u32) {
+        self.log = log.clamp(MIN_LOG, MAX_LOG);
+    }
+
+    /// Sets the table of a context; the frequencies sum to `1 << log`.
+    pub fn set(&mut self, context: usize, freqs: &Freqs) {
         let mut start = 0;
-        for (step, &freq) in self.steps[context % MAX_CONTEXTS].iter_mut().zip(freqs) {
-            *step = Step::new(start, u32::from(freq), log);
-            start += u32::from(freq);
+        for (step, &freq) in self.steps[(context % MAX_CONTEXTS) << 8..][..256].iter_mut().zip(freqs) {
+            *step = DIVISORS[usize::from(freq) % SLOTS] | start << 44;
+            start += u64::from(freq);
         }
     }
 
     /// Appends the states of all lanes and the words for `symbols`, each of which has a frequency above zero in its context.
-    pub fn encode(&mut self, lanes: usize, symbols: &[u8], contexts: &[u8], out: &mut Vec<u8>) {
-        let Self { steps, words } = self;
-        words.resize(symbols.len() + GROUP, 0);
+    pub fn encode(&mut self, lanes: usize, symbols: &[Coded], out: &mut Vec<u8>) {
+        self.words.resize(symbols.len() + GROUP, 0);
         let mut all = [LOW; MOST_LANES];
-        let (states, _) = all[..lanes.min(MOST_LANES)].as_chunks_mut::<GROUP>();
-        let mut end = words.len();
-        let (groups, tail) = symbols.as_chunks::<GROUP>();
-        let (group_contexts, tail_contexts) = contexts.as_chunks::<GROUP>();
-        if !tail.is_empty() {
-            let states = &mut states[groups.len() % (lanes / GROUP)];
-            end -= push(steps, &mut states[..tail.len()], tail, tail_contexts, window(words, end));
+        let mut end = self.words.len();
+        let whole = symbols.len() / lanes * lanes;
+        let (symbols, tail) = symbols.split_at(whole);
+        for (state, symbol) in all.iter_mut().zip(tail).rev() {
+            end -= push(&self.steps, self.log, std::slice::from_mut(state), &[*symbol], window(&mut self.words, end));
         }
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                let mut lane = groups.len();
-                for (symbols, contexts) in groups.iter().zip(group_contexts).rev() {
-                    lane -= 1;
-                    let states = &mut states[lane % (lanes / GROUP)];
-                    end -= push(steps, states, symbols, contexts, window(words, end));
-                }
-            },
-        );
-        for state in states.as_flattened() {
+        // A shift by a constant is cheaper.
+        end = match self.log {
+            12 => self.groups::<12>(lanes, &mut all, symbols, end),
+            11 => self.groups::<11>(lanes, &mut all, symbols, end),
+            _ => self.groups::<10>(lanes, &mut all, symbols, end),
+        };
+        for state in &all[..lanes] {
             out.extend_from_slice(&state.to_le_bytes());
         }
-        let words = &words[end..];
+        let words = &self.words[end..];
         let at = out.len();
         out.resize(at + 2 * words.len(), 0);
         for (bytes, word) in out[at..].as_chunks_mut().0.iter_mut().zip(words) {
             *bytes = word.to_le_bytes();
         }
+    }
+
+    /// Encodes a symbol from each lane, again and again, with words that end at `end`; returns where they start.
+    fn groups<const LOG: u32>(
+        &mut self,
+        lanes: usize,
+        states: &mut [u32; MOST_LANES],
+        symbols: &[Coded],
+        mut end: usize,
+    ) -> usize {
+        let Self { steps, words, .. } = self;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            return match lanes {
+                GROUP => vectors::encode::<LOG, 1>(simd, steps, states, symbols, words, end),
+                _ => vectors::encode::<LOG, { vectors::VECTORS }>(simd, steps, states, symbols, words, end),
+            };
+        }
+        let (states, _) = states[..lanes].as_chunks_mut::<GROUP>();
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let groups = symbols.as_chunks::<GROUP>().0;
+                for (idx, symbols) in groups.iter().enumerate().rev() {
+                    let states = &mut states[idx % (lanes / GROUP)];
+                    end -= push(steps, LOG, states, symbols, window(words, end));
+                }
+                end
+            },
+        )
     }
 }
 
@@ -137,23 +181,20 @@ fn window(words: &mut [u16], end: usize) -> &mut [u16; GROUP] {
 /// Encodes up to eight symbols, the last one first, and returns how many words it put at the end of `window`.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the loop unrolls only where the number of symbols is known")]
-fn push(
-    steps: &[[Step; 256]; MAX_CONTEXTS],
-    states: &mut [u32],
-    symbols: &[u8],
-    contexts: &[u8],
-    window: &mut [u16; GROUP],
-) -> usize {
+fn push(steps: &[u64; 1 << 16], log: u32, states: &mut [u32], symbols: &[Coded], window: &mut [u16; GROUP]) -> usize {
     let mut used = 0;
-    for ((state, &symbol), &context) in states.iter_mut().zip(symbols).zip(contexts).rev() {
-        let step = &steps[usize::from(context) % MAX_CONTEXTS][usize::from(symbol)];
-        let full = *state > step.limit;
+    for (state, &symbol) in states.iter_mut().zip(symbols).rev() {
+        let step = steps[usize::from(symbol)];
+        let info = (step >> 32) as u32;
+        let freq = info & 0xFFF;
+        let full = *state >> (32 - log) >= freq;
         // Written always and counted only if full: a branch here would be taken at random.
         window[(GROUP - 1 - used) % GROUP] = *state as u16;
         used += usize::from(full);
         let x = select_unpredictable(full, *state >> 16, *state);
-        let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32;
-        *state = x.wrapping_add(step.bias).wrapping_add(quotient.wrapping_mul(step.complement));
+        let product = u64::from(x.wrapping_add(info >> 28)) * u64::from(step as u32);
+        let quotient = (product >> 32) as u32 >> (info >> 24 & 0xF);
+        *state = x.wrapping_add(info >> 12 & 0xFFF).wrapping_add(quotient.wrapping_mul((1 << log) - freq));
     }
     used
 }
@@ -328,16 +369,105 @@ fn pull(
     used
 }
 
-/// Decoding with vectors: four of eight states each. Tables are looked up one by one; all else is done for eight symbols at once.
+/// Coding with vectors of eight states each. Tables are looked up one by one; all else is done for eight symbols at once.
 #[cfg(target_arch = "x86_64")]
 mod vectors {
     use std::arch::x86_64::__m256i;
 
     use pulp::x86::V3;
 
-    use super::{GROUP, MOST_LANES, SLOTS, Tables};
+    use super::{Coded, GROUP, MOST_LANES, SLOTS, Tables, window};
 
-    const VECTORS: usize = MOST_LANES / GROUP;
+    pub const VECTORS: usize = MOST_LANES / GROUP;
+
+    /// For each set of lanes that put no word out, which bytes of the eight words of all lanes make up those of the others, as the last ones.
+    static PUT: [[u8; 2 * GROUP]; 256] = {
+        let mut put = [[0; 2 * GROUP]; 256];
+        let mut set = 0;
+        while set < 256 {
+            let (mut lane, mut place) = (GROUP, GROUP);
+            while lane > 0 {
+                lane -= 1;
+                if set >> lane & 1 == 0 {
+                    place -= 1;
+                    put[set][2 * place] = 2 * lane as u8;
+                    put[set][2 * place + 1] = 2 * lane as u8 + 1;
+                }
+            }
+            set += 1;
+        }
+        put
+    };
+
+    /// Encodes a symbol from each of `8 * N` lanes, again and again, with words that end at `end`; returns where they start.
+    pub fn encode<const LOG: u32, const N: usize>(
+        simd: V3,
+        steps: &[u64; 1 << 16],
+        states: &mut [u32; MOST_LANES],
+        symbols: &[Coded],
+        words: &mut [u16],
+        end: usize,
+    ) -> usize {
+        let mut vectors: [__m256i; VECTORS] = pulp::cast(*states);
+        let end = simd.vectorize(
+            #[inline(always)]
+            || {
+                let mut end = end;
+                for symbols in symbols.as_chunks::<GROUP>().0.as_chunks::<N>().0.iter().rev() {
+                    for (state, symbols) in vectors[..N].iter_mut().zip(symbols).rev() {
+                        let (used, put) = put::<LOG>(simd, steps, state, symbols);
+                        *window(words, end) = put;
+                        end -= used;
+                    }
+                }
+                end
+            },
+        );
+        *states = pulp::cast(vectors);
+        end
+    }
+
+    /// Encodes eight symbols; returns how many words that takes, and these as the last ones of eight.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "what runs inside `vectorize` must be inlined into it")]
+    fn put<const LOG: u32>(
+        V3 { ssse3, avx, avx2, .. }: V3,
+        steps: &[u64; 1 << 16],
+        state: &mut __m256i,
+        symbols: &[Coded; GROUP],
+    ) -> (usize, [u16; GROUP]) {
+        let twelve = avx._mm256_set1_epi32(0xFFF);
+        // Set from registers: a vector that is loaded from separate stores waits for all of them.
+        let step = |lane: usize| steps[usize::from(symbols[lane])].cast_signed();
+        let even = avx._mm256_set_epi64x(step(6), step(4), step(2), step(0));
+        let odd = avx._mm256_set_epi64x(step(7), step(5), step(3), step(1));
+        let info = avx2._mm256_blend_epi32::<0xAA>(avx2._mm256_srli_epi64::<32>(even), odd);
+        let freq = avx2._mm256_and_si256(info, twelve);
+        let upper = match LOG {
+            12 => avx2._mm256_srli_epi32::<20>(*state),
+            11 => avx2._mm256_srli_epi32::<21>(*state),
+            _ => avx2._mm256_srli_epi32::<22>(*state),
+        };
+        let fits = avx2._mm256_cmpgt_epi32(freq, upper);
+
+        let low = avx2._mm256_and_si256(*state, avx._mm256_set1_epi32(0xFFFF));
+        let low = avx2._mm256_permute4x64_epi64::<0b1000>(avx2._mm256_packus_epi32(low, low));
+        let set = avx._mm256_movemask_ps(avx._mm256_castsi256_ps(fits)).cast_unsigned() as usize % 256;
+        let words = ssse3._mm_shuffle_epi8(avx._mm256_castsi256_si128(low), pulp::cast(PUT[set]));
+
+        let x = avx2._mm256_blendv_epi8(avx2._mm256_srli_epi32::<16>(*state), *state, fits);
+        let rounded = avx2._mm256_add_epi32(x, avx2._mm256_srli_epi32::<28>(info));
+        let even = avx2._mm256_mul_epu32(rounded, even);
+        let odd = avx2._mm256_mul_epu32(avx2._mm256_srli_epi64::<32>(rounded), odd);
+        let product = avx2._mm256_blend_epi32::<0xAA>(avx2._mm256_srli_epi64::<32>(even), odd);
+        let shift = avx2._mm256_and_si256(avx2._mm256_srli_epi32::<24>(info), avx._mm256_set1_epi32(0xF));
+        let quotient = avx2._mm256_srlv_epi32(product, shift);
+        let start = avx2._mm256_and_si256(avx2._mm256_srli_epi32::<12>(info), twelve);
+        let complement = avx2._mm256_sub_epi32(avx._mm256_set1_epi32(1 << LOG), freq);
+        let steps = avx2._mm256_mullo_epi32(quotient, complement);
+        *state = avx2._mm256_add_epi32(avx2._mm256_add_epi32(x, start), steps);
+        (GROUP - set.count_ones() as usize, pulp::cast(words))
+    }
 
     /// For each set of lanes that take a word, which of the next eight words each of them takes.
     static TAKEN: [[u32; GROUP]; 256] = {
@@ -467,6 +597,31 @@ mod tests {
         .take(len)
     }
 
+    fn coded(symbols: &[u8], contexts: &[u8]) -> Vec<Coded> {
+        symbols
+            .iter()
+            .zip(contexts)
+            .map(|(symbol, context)| Coded::from(*context) << 8 | Coded::from(*symbol))
+            .collect()
+    }
+
+    #[test]
+    fn quotients_are_exact() {
+        for log in MIN_LOG..=MAX_LOG {
+            for freq in 1..(1_u32 << log).min(4096) {
+                let step = divisor(u64::from(freq));
+                let most = (u64::from(freq) << (32 - log)) - 1;
+                let near = |x: u64| x.saturating_sub(2)..=(x + 2).min(most);
+                // Where the quotient changes, at both ends, and in between.
+                let steps = (0..40).map(|i| most / u64::from(freq) * i / 39 * u64::from(freq));
+                for x in steps.flat_map(near) {
+                    let product = (x + (step >> 60)) * (step & 0xFFFF_FFFF);
+                    assert_eq!(product >> (32 + (step >> 56 & 0xF)), x / u64::from(freq), "{x} / {freq}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn symbols_come_back_in_pieces_of_any_length() {
         for log in MIN_LOG..=MAX_LOG {
@@ -474,8 +629,9 @@ mod tests {
             let tables_of: Vec<_> = tables_of.iter().map(|weights| freqs(weights, log)).collect();
             let (mut encoder, mut tables, mut decoder) = (Encoder::default(), Tables::default(), Decoder::default());
             tables.start(log);
+            encoder.start(log);
             for (context, freqs) in tables_of.iter().enumerate() {
-                encoder.set(context, freqs, log);
+                encoder.set(context, freqs);
                 tables.set(context, freqs);
             }
             for len in [0, 1, 7, 8, 9, 1000] {
@@ -495,7 +651,7 @@ mod tests {
                 let mut bytes = b"before".to_vec();
                 for lanes in [8, 32] {
                     bytes.truncate(6);
-                    encoder.encode(lanes, &symbols, &contexts, &mut bytes);
+                    encoder.encode(lanes, &coded(&symbols, &contexts), &mut bytes);
                     for piece in [3, 8, 40, 1000] {
                         decoder.start(lanes, &bytes[6..]).unwrap();
                         let mut back = vec![0; len];
@@ -514,12 +670,12 @@ mod tests {
     fn size_is_the_entropy() {
         let freqs = freqs(&[1, 2, 4, 8, 16, 32, 64, 128], 12);
         let mut encoder = Encoder::default();
-        encoder.set(0, &freqs, 12);
+        encoder.set(0, &freqs);
         let symbols: Vec<u8> =
             noise(100_000).map(|word| (7 - (word % 255 + 1).leading_zeros().abs_diff(24)) as u8).collect();
         let bits: f64 = symbols.iter().map(|&symbol| 12.0 - f64::from(freqs[usize::from(symbol)]).log2()).sum();
         let mut bytes = Vec::new();
-        encoder.encode(32, &symbols, &vec![0; symbols.len()], &mut bytes);
+        encoder.encode(32, &coded(&symbols, &vec![0; symbols.len()]), &mut bytes);
         let excess = (bytes.len() - 128) as f64 * 8.0 / bits;
         assert!((0.998..1.002).contains(&excess), "{excess}");
     }
@@ -528,11 +684,11 @@ mod tests {
     fn damage_is_refused() {
         let freqs = freqs(&[3, 1], 12);
         let (mut encoder, mut tables, mut decoder) = (Encoder::default(), Tables::default(), Decoder::default());
-        encoder.set(0, &freqs, 12);
+        encoder.set(0, &freqs);
         tables.set(0, &freqs);
         let (symbols, contexts) = ([0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0].repeat(50), [0; 550]);
         let mut bytes = Vec::new();
-        encoder.encode(8, &symbols, &contexts, &mut bytes);
+        encoder.encode(8, &coded(&symbols, &contexts), &mut bytes);
         let mut decode = |bytes: &[u8], len: usize| {
             decoder.start(8, bytes)?;
             decoder.decode(&tables, &contexts[..len], &mut vec![0; len])?;

@@ -151,7 +151,8 @@ impl Fields {
     /// Exponents that have no code, with the index of their element.
     pub fn exceptions<'a>(self, bytes: &'a [u8], symbols: &'a [u8]) -> impl Iterator<Item = (usize, u8)> + 'a {
         let size = self.dtype.size();
-        let elsewhere = move |symbol: u8| self.dtype != DType::F16 && symbol >> 2 & 0x1F == ELSEWHERE;
+        let elsewhere = |symbol: u8| symbol >> 2 & 0x1F == ELSEWHERE;
+        let symbols = if self.dtype == DType::F16 { &[] } else { symbols };
         // Most chunks have none: looking at the symbols alone is quick.
         let found = symbols.iter().enumerate().filter(move |(_, symbol)| elsewhere(**symbol));
         found.map(move |(idx, _)| {

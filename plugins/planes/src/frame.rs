@@ -9,24 +9,44 @@ pub(crate) const CODED: u8 = 1;
 
 /// Whether coding a plane saves more than a hundredth of it; counts it then.
 pub(crate) fn pays(plane: &[u8], width: u8, counts: &mut [u32; 256]) -> bool {
-    // A look at a part is enough to see that noise is noise.
-    const PART: usize = 1 << 14;
-    let worth = |counts: &[u32; 256], len: usize| entropy_bits(counts) + 700.0 < 0.99 * len as f32 * f32::from(width);
-    let count = |counts: &mut [u32; 256], part: &[u8]| part.iter().for_each(|value| counts[usize::from(*value)] += 1);
-    if plane.len() > 4 * PART {
-        let mut some = [0; 256];
-        let middle = plane.len() / 2;
-        count(&mut some, &plane[middle..middle + PART]);
-        if !worth(&some, PART) {
-            return false;
-        }
+    if looks_random(plane, width) {
+        return false;
     }
-    count(counts, plane);
-    let pays = worth(counts, plane.len());
+    add(counts, plane);
+    let pays = saves(counts, width);
     if !pays {
         counts.fill(0);
     }
     pays
+}
+
+/// Whether coding symbols that occur so often saves more than a hundredth of them.
+pub(crate) fn saves(counts: &[u32; 256], width: u8) -> bool {
+    let len: u32 = counts.iter().sum();
+    entropy_bits(counts) + 700.0 < 0.99 * len as f32 * f32::from(width)
+}
+
+/// Whether a long plane is noise, as far as parts of it show.
+pub(crate) fn looks_random(plane: &[u8], width: u8) -> bool {
+    /// Noise in fewer bytes looks as if it had less entropy, by up to `255 / (2 ln 2 * 4096)` of a bit for each.
+    const LOOK: usize = 1 << 12;
+    const PARTS: usize = 8;
+    if plane.len() < 3 * LOOK {
+        return false;
+    }
+    let mut some = [0; 256];
+    for part in plane.chunks(plane.len() / PARTS) {
+        add(&mut some, &part[..part.len().min(LOOK / PARTS)]);
+    }
+    let len: u32 = some.iter().sum();
+    entropy_bits(&some) >= 0.99 * len as f32 * f32::from(width)
+}
+
+/// Counts symbols.
+pub(crate) fn add(counts: &mut [u32; 256], symbols: &[u8]) {
+    for symbol in symbols {
+        counts[usize::from(*symbol)] += 1;
+    }
 }
 
 /// Appends LEB128 in its shortest form.

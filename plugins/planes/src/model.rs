@@ -1,7 +1,7 @@
 //! What a decoder must know before it decodes symbols: which channel uses which table, and the tables.
 
 use crate::cluster::Map;
-use crate::coder::{Encoder, MAX_CONTEXTS, MAX_LOG, MIN_LOG, Tables, boxed};
+use crate::coder::{Coded, Encoder, MAX_CONTEXTS, MAX_LOG, MIN_LOG, Tables, boxed};
 use crate::fields::MAX_PLANES;
 use crate::side::{Bit, Side};
 use crate::table::{Kind, Levels, Models, frequencies, levels};
@@ -27,6 +27,14 @@ const _: () = assert!(PLANE + MAX_PLANES <= CONTEXTS);
 
 /// How often each symbol occurs in each context.
 pub(crate) type Counts = [[u32; 256]; CONTEXTS];
+
+/// Counts symbols in their contexts.
+pub(crate) fn count(counts: &mut Counts, coded: &[Coded]) {
+    let counts = counts.as_flattened_mut();
+    for coded in coded {
+        counts[usize::from(*coded) % (CONTEXTS * 256)] += 1;
+    }
+}
 
 /// No counts yet.
 pub(crate) fn no_counts() -> Box<Counts> {
@@ -84,9 +92,9 @@ impl Model {
         }
     }
 
-    /// Whether the symbol has a frequency in the context.
-    pub fn can_code(&self, context: u8, symbol: u8) -> bool {
-        self.levels[usize::from(context) % CONTEXTS][usize::from(symbol)] > 0
+    /// Whether the symbol has a frequency in its context.
+    pub fn can_code(&self, coded: Coded) -> bool {
+        self.levels[usize::from(coded >> 8) % CONTEXTS][usize::from(coded as u8)] > 0
     }
 
     /// Contexts in use, with the kind of their tables.
@@ -137,9 +145,10 @@ impl Model {
 
     /// Sets up an encoder.
     pub fn prepare_encoder(&self, encoder: &mut Encoder) {
+        encoder.start(self.log);
         for (_, contexts) in self.contexts() {
             for context in contexts {
-                encoder.set(context, &frequencies(&self.levels[context], self.steps, self.log), self.log);
+                encoder.set(context, &frequencies(&self.levels[context], self.steps, self.log));
             }
         }
     }

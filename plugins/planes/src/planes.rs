@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cluster::{Budget, Map, cluster};
-use crate::coder::{Decoder as SymbolDecoder, Encoder as SymbolEncoder, Tables, lanes};
+use crate::coder::{Coded, Decoder as SymbolDecoder, Encoder as SymbolEncoder, Tables, in_context, in_contexts, lanes};
 use crate::fields::{Fields, MAX_PLANES, Planes as Rest};
 use crate::frame::{CODED, STORED, pays, put_len, take_len};
 use crate::math::entropy_bits;
 use crate::model::{
-    CONTEXTS, Counts, DISTANCE, FAR, LITERAL, MAX_LITERAL, MAX_SIMILAR, Model, NEAR, PLANE, WAYS, no_counts,
+    Counts, DISTANCE, FAR, LITERAL, MAX_LITERAL, MAX_SIMILAR, Model, NEAR, PLANE, WAYS, count, no_counts,
 };
 use crate::rows::Search;
 use crate::side::{Bit, Reader, Side, Writer};
@@ -108,11 +108,20 @@ const FAR_PERCENT: usize = 27;
 /// Bits that a token with a reference takes besides its symbols.
 const REFERENCE_BITS: f32 = 16.0;
 
+/// Chunks below this number of elements choose the tables of literal heads once more when it is known which heads these are.
+const SHORT: usize = 1 << 15;
+
+/// Tables that a chunk with references has besides those of its symbols, and one of these.
+const REFERENCE_TABLES: f32 = 4.0;
+
 /// Tokens from which channels are told apart, about.
-const SAMPLE_TOKENS: usize = 512;
+pub(crate) const SAMPLE_TOKENS: usize = 512;
 
 /// What storing a table takes, about.
 pub(crate) const TABLE_BITS: f32 = 300.0;
+
+/// What tables by channel leave of the bits of differences, about.
+const CHANNELS_SAVE: f32 = 0.985;
 
 /// What two bits of mantissa take, about.
 const MANTISSA_BITS: f32 = 1.97;
@@ -290,10 +299,10 @@ fn repeats(ways: &[u8]) -> usize {
     ways.iter().map(|way| usize::from(*way == EXACT_WAY)).sum()
 }
 
-/// Contexts of the channels of a token, by way.
-fn context_rows(model: &Model) -> [Vec<u8>; 3] {
+/// Contexts of the channels of a token, by way, shifted to their place in a [`Coded`].
+fn context_rows(model: &Model) -> [Vec<Coded>; 3] {
     let row = |map: Option<&Map>, first: usize| {
-        map.map_or(Vec::new(), |map| map.of.iter().map(|of| first as u8 + of).collect())
+        map.map_or(Vec::new(), |map| map.of.iter().map(|of| in_context(first + usize::from(*of), 0)).collect())
     };
     let similar = model.similar.as_ref();
     [row(Some(&model.literal), LITERAL), row(similar, NEAR), row(similar, FAR)]
@@ -310,9 +319,8 @@ struct Encoder {
     ways: Vec<u8>,
     /// Distance to the reference of each token, or zero.
     distances: Vec<usize>,
-    /// Symbols as they are coded, and their contexts.
-    coded: Vec<u8>,
-    contexts: Vec<u8>,
+    /// Symbols as they are coded.
+    coded: Vec<Coded>,
     counts: Option<Box<Counts>>,
     coder: SymbolEncoder,
     side: Vec<u8>,
@@ -377,7 +385,7 @@ impl Encoder {
         out.extend_from_slice(&self.side);
         self.pack_planes(fields, &model, out);
         model.prepare_encoder(&mut self.coder);
-        self.coder.encode(lanes(frame.shape.elements()), &self.coded, &self.contexts, out);
+        self.coder.encode(lanes(frame.shape.elements()), &self.coded, out);
         self.counts = Some(counts);
         true
     }
@@ -388,10 +396,10 @@ impl Encoder {
         self.symbols.clear();
         fields.split(rows.bytes, &mut self.symbols, &mut self.rest);
         let row = &context_rows(model)[0];
-        self.contexts.clear();
-        (0..frame.shape.seq).for_each(|_| self.contexts.extend_from_slice(row));
+        self.coded.clear();
+        self.symbols.chunks_exact(row.len()).for_each(|symbols| self.coded.extend(in_contexts(row, symbols)));
         let exceptions: Vec<_> = fields.exceptions(rows.bytes, &self.symbols).collect();
-        let known = self.symbols.iter().zip(&self.contexts).all(|(symbol, context)| model.can_code(*context, *symbol));
+        let known = self.coded.iter().all(|coded| model.can_code(*coded));
         if !known || exceptions.len() > rows.bytes.len() / 64 {
             return false;
         }
@@ -403,7 +411,7 @@ impl Encoder {
         out.extend_from_slice(&self.side);
         self.pack_planes(fields, model, out);
         model.prepare_encoder(&mut self.coder);
-        self.coder.encode(lanes(frame.shape.elements()), &self.symbols, &self.contexts, out);
+        self.coder.encode(lanes(frame.shape.elements()), &self.coded, out);
         true
     }
 
@@ -459,32 +467,30 @@ impl Encoder {
         };
         counts.as_flattened_mut().fill(0);
 
-        // Symbols of each channel by class: literal, near, far. Of classes with a reference also the differences. Some tokens of a long
-        // chunk tell enough.
-        let step = (seq / SAMPLE_TOKENS).max(1);
+        // Symbols of each channel by class: literal, near, far. Of classes with a reference also the differences, of all channels together.
+        // Some tokens of a long chunk tell enough.
+        let step = seq.div_ceil(SAMPLE_TOKENS);
         let bins = literal_bins(&exponents(symbols));
-        let deltas = delta_bins();
         let any = |way| self.ways.contains(&way);
-        let classes = [true, any(NEAR_WAY), any(FAR_WAY)];
-        let mut own = classes.map(|used| vec![[0; 32]; if used { row } else { 0 }]);
-        let mut differences = vec![[0; 32]; if classes[1] || classes[2] { row } else { 0 }];
+        let mut own = [true, any(NEAR_WAY), any(FAR_WAY)].map(|used| vec![[0; 32]; if used { row } else { 0 }]);
         let mut elements = [0; 4];
-        let sampled = || (0..seq).step_by(step).flat_map(|token| token * heads..(token + 1) * heads);
-        for idx in sampled() {
-            let (way, symbols) = (self.ways[idx], &symbols[idx * dim..(idx + 1) * dim]);
-            let channels = idx % heads * dim..(idx % heads + 1) * dim;
-            elements[usize::from(way) % 4] += dim;
-            let Some(own) = own.get_mut(usize::from(way)) else { continue };
-            for (counts, symbol) in own[channels.clone()].iter_mut().zip(symbols) {
-                counts[usize::from(bins[usize::from(*symbol)]) % 32] += 1;
-            }
-            if way == LITERAL_WAY {
-                continue;
-            }
-            let first = 16 * (way - NEAR_WAY);
-            let earlier = self.earlier(frame, history, idx);
-            for ((counts, symbol), earlier) in differences[channels].iter_mut().zip(symbols).zip(earlier) {
-                counts[usize::from(deltas[usize::from(symbol.wrapping_sub(*earlier))] + first) % 32] += 1;
+        let sampled = || (0..seq).step_by(step);
+        for token in sampled() {
+            for head in 0..heads {
+                let idx = token * heads + head;
+                let (way, symbols) = (self.ways[idx], &symbols[idx * dim..(idx + 1) * dim]);
+                elements[usize::from(way) % 4] += dim;
+                let Some(own) = own.get_mut(usize::from(way)) else { continue };
+                for (counts, symbol) in own[head * dim..].iter_mut().zip(symbols) {
+                    counts[usize::from(bins[usize::from(*symbol)]) % 32] += 1;
+                }
+                if way != LITERAL_WAY {
+                    // Two tables in turn, because the same difference twice in a row would wait for itself.
+                    let first = if way == NEAR_WAY { NEAR } else { FAR };
+                    for (i, (symbol, earlier)) in symbols.iter().zip(self.earlier(frame, history, idx)).enumerate() {
+                        counts[first + i % 2][usize::from(symbol.wrapping_sub(*earlier))] += 1;
+                    }
+                }
             }
         }
 
@@ -493,45 +499,50 @@ impl Encoder {
         let budget =
             |most: usize, elements: usize| Budget { tables: (elements * step / 2048).clamp(1, most), table_bits };
         let [mut kept, nears, fars, _] = elements;
-        let similar = cluster(&differences, budget(MAX_SIMILAR, nears + fars));
-        if classes[1] || classes[2] {
-            for idx in sampled() {
-                let first = match self.ways[idx] {
-                    NEAR_WAY => NEAR,
-                    FAR_WAY => FAR,
-                    _ => continue,
-                };
-                let tables = &similar.of[idx % heads * dim..(idx % heads + 1) * dim];
-                let symbols = &symbols[idx * dim..(idx + 1) * dim];
-                for ((table, symbol), earlier) in tables.iter().zip(symbols).zip(self.earlier(frame, history, idx)) {
-                    counts[(first + usize::from(*table)) % CONTEXTS][usize::from(symbol.wrapping_sub(*earlier))] += 1;
-                }
-            }
-        }
+        let [mut own, near, far] = own;
+        let mut all = own.clone();
+        add(&mut all, &near);
+        add(&mut all, &far);
+        let mut literal = cluster(&all, budget(MAX_LITERAL, kept + nears + fars));
 
         // Give up the farther class first, then both, as long as that saves bits.
-        let mut literal = cluster(&own[0], budget(MAX_LITERAL, kept));
-        for (way, first) in [(FAR_WAY, FAR), (NEAR_WAY, NEAR)] {
-            let more = elements[usize::from(way)];
-            if more == 0 {
-                continue;
+        let mut similar = 0;
+        for (way, context, class, more) in [(FAR_WAY, FAR, far, fars), (NEAR_WAY, NEAR, near, nears)] {
+            // A class that only tokens apart from the sampled ones have is given up.
+            if similar == 0 && !class.is_empty() {
+                let tokens = self.ways.chunks_exact(heads).step_by(step).filter(|ways| ways.contains(&way)).count();
+                let both: [u32; 256] = std::array::from_fn(|i| counts[context][i] + counts[context + 1][i]);
+                let symbols = CHANNELS_SAVE * entropy_bits(&both);
+                let coded = symbols + REFERENCE_BITS * tokens as f32 + REFERENCE_TABLES * table_bits;
+                // The bins leave out the two bits of mantissa.
+                let without = literal.added_bits(&own, &class) + MANTISSA_BITS * more as f32;
+                if coded > without {
+                    add(&mut own, &class);
+                    kept += more;
+                    self.ways.iter_mut().filter(|held| **held == way).for_each(|held| *held = LITERAL_WAY);
+                    continue;
+                }
             }
-            let tokens = self.ways.chunks_exact(heads).step_by(step).filter(|ways| ways.contains(&way)).count();
-            let coded = counts[first..first + similar.tables].iter().map(|counts| entropy_bits(counts) + table_bits);
-            let with = literal.bits + coded.sum::<f32>() + REFERENCE_BITS * tokens as f32;
-            let (nearer, class) = own.split_at_mut(usize::from(way));
-            for (sum, more) in nearer[0].iter_mut().zip(&class[0]) {
-                sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-            }
-            let without = cluster(&own[0], budget(MAX_LITERAL, kept + more));
-            // The bins leave out the two bits of mantissa.
-            if with <= without.bits + MANTISSA_BITS * more as f32 {
-                break;
-            }
-            literal = without;
-            kept += more;
-            self.ways.iter_mut().filter(|held| **held == way).for_each(|held| *held = LITERAL_WAY);
+            similar += more;
         }
+        // A short chunk has room for few tables; these had better fit the heads that are left.
+        if similar > 0 && symbols.len() < SHORT {
+            literal = cluster(&own, budget(MAX_LITERAL, kept));
+        }
+        let deltas = delta_bins();
+        let mut differences = vec![[0; 32]; if similar > 0 { row } else { 0 }];
+        for idx in sampled().filter(|_| similar > 0).flat_map(|token| token * heads..(token + 1) * heads) {
+            let first = match self.ways[idx] {
+                NEAR_WAY => 0,
+                FAR_WAY => 16,
+                _ => continue,
+            };
+            let pairs = symbols[idx * dim..(idx + 1) * dim].iter().zip(self.earlier(frame, history, idx));
+            for (counts, (symbol, earlier)) in differences[idx % heads * dim..].iter_mut().zip(pairs) {
+                counts[usize::from(deltas[usize::from(symbol.wrapping_sub(*earlier))] + first) % 32] += 1;
+            }
+        }
+        let similar = cluster(&differences, budget(MAX_SIMILAR, similar));
         counts[NEAR..WAYS].as_flattened_mut().fill(0);
         for (distance, ways) in self.distances.iter_mut().zip(self.ways.chunks_exact(heads)) {
             if ways.iter().all(|way| *way == LITERAL_WAY) {
@@ -552,58 +563,50 @@ impl Encoder {
 
     /// Lists the symbols to code with their contexts, and counts those that were not counted before.
     fn emit(&mut self, frame: &Frame<'_>, history: usize, model: &Model, counts: &mut Counts) {
-        let Shape { seq, heads, dim } = frame.shape;
+        let Shape { heads, dim, .. } = frame.shape;
         let mut coded = std::mem::take(&mut self.coded);
-        let mut contexts = std::mem::take(&mut self.contexts);
         coded.clear();
-        contexts.clear();
+        coded.reserve(frame.shape.elements());
         let chunk = &self.symbols[history..];
         let rows = context_rows(model);
         if model.similar.is_none() {
-            coded.extend_from_slice(chunk);
-            for _ in 0..seq {
-                contexts.extend_from_slice(&rows[0]);
-            }
-            count(counts, &coded, &contexts);
+            chunk.chunks_exact(frame.shape.row()).for_each(|symbols| coded.extend(in_contexts(&rows[0], symbols)));
         } else {
             for ways in self.ways.chunks_exact(heads) {
-                coded.extend(ways.chunks(4).map(|ways| ways.iter().rev().fold(0, |symbol, way| symbol << 2 | way)));
+                let symbols = ways.chunks(4).map(|ways| ways.iter().rev().fold(0, |symbol, way| symbol << 2 | way));
+                coded.extend(symbols.map(|symbol| in_context(WAYS, symbol)));
             }
-            contexts.resize(coded.len(), WAYS as u8);
             let distances =
                 self.distances.iter().filter(|distance| **distance > 0).map(|distance| *distance as u16 - 1);
-            coded.extend(distances.flat_map(u16::to_le_bytes));
-            while contexts.len() < coded.len() {
-                contexts.extend([DISTANCE as u8, DISTANCE as u8 + 1]);
-            }
-            count(counts, &coded, &contexts);
+            coded.extend(distances.flat_map(|distance| {
+                let [low, high] = distance.to_le_bytes();
+                [in_context(DISTANCE, low), in_context(DISTANCE + 1, high)]
+            }));
             for (idx, (way, symbols)) in self.ways.iter().zip(chunk.chunks_exact(dim)).enumerate() {
-                if *way == EXACT_WAY {
-                    continue;
+                let Some(row) = rows.get(usize::from(*way)) else { continue };
+                let contexts = &row[idx % heads * dim..(idx % heads + 1) * dim];
+                if *way == LITERAL_WAY {
+                    coded.extend(in_contexts(contexts, symbols));
+                } else {
+                    let pairs = contexts.iter().zip(symbols.iter().zip(self.earlier(frame, history, idx)));
+                    coded.extend(
+                        pairs.map(|(context, (own, earlier))| context | Coded::from(own.wrapping_sub(*earlier))),
+                    );
                 }
-                let at = coded.len();
-                contexts.extend_from_slice(&rows[usize::from(*way)][idx % heads * dim..(idx % heads + 1) * dim]);
-                coded.extend_from_slice(symbols);
-                if *way != LITERAL_WAY {
-                    let earlier = self.earlier(frame, history, idx);
-                    coded[at..].iter_mut().zip(earlier).for_each(|(own, earlier)| *own = own.wrapping_sub(*earlier));
-                }
-                count(counts, &coded[at..], &contexts[at..]);
             }
         }
+        count(counts, &coded);
         for (plane, rest) in self.rest.iter().enumerate().filter(|(plane, _)| model.coded_planes[*plane]) {
-            coded.extend_from_slice(rest);
-            contexts.resize(coded.len(), (PLANE + plane) as u8);
+            coded.extend(rest.iter().map(|symbol| in_context(PLANE + plane, *symbol)));
         }
         self.coded = coded;
-        self.contexts = contexts;
     }
 }
 
-/// Counts symbols in their contexts.
-fn count(counts: &mut Counts, symbols: &[u8], contexts: &[u8]) {
-    for (symbol, context) in symbols.iter().zip(contexts) {
-        counts[usize::from(*context) % CONTEXTS][usize::from(*symbol)] += 1;
+/// Adds counts to those of the same channels, if there are any.
+fn add(sums: &mut [[u32; 32]], more: &[[u32; 32]]) {
+    for (sum, more) in sums.as_flattened_mut().iter_mut().zip(more.as_flattened()) {
+        *sum += more;
     }
 }
 
@@ -808,7 +811,7 @@ impl Decoder {
         let Shape { seq, heads, dim } = frame.shape;
         self.contexts.clear();
         self.contexts.reserve(literal);
-        let rows = context_rows(model);
+        let rows = context_rows(model).map(|row| row.iter().map(|context| (context >> 8) as u8).collect::<Vec<_>>());
         if self.ways.is_empty() {
             (0..seq).for_each(|_| self.contexts.extend_from_slice(&rows[0]));
         }

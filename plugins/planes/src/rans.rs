@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cluster::{Budget, Map, cluster};
-use crate::coder::{Decoder as SymbolDecoder, Encoder as SymbolEncoder, GROUP, MAX_LOG, Tables, lanes};
-use crate::frame::{CODED, STORED, pays, put_len, take_len};
-use crate::model::code_map;
+use crate::coder::{
+    Coded, Decoder as SymbolDecoder, Encoder as SymbolEncoder, GROUP, MAX_LOG, Tables, in_context, lanes,
+};
+use crate::frame::{CODED, STORED, looks_random, put_len, saves, take_len};
+use crate::model::{Counts, code_map, count, no_counts};
+use crate::planes::SAMPLE_TOKENS;
 use crate::side::{Reader, Side, Writer};
 use crate::table::{Kind, Levels, Models, frequencies, levels};
 
@@ -241,14 +244,17 @@ impl Layout {
         (self.contexts == Contexts::Previous).then(|| self.shape.row().next_multiple_of(GROUP))
     }
 
-    /// Calls `each` with runs of symbols that have the contexts `0..`, or one context.
-    fn runs(self, mut each: impl FnMut(std::ops::Range<usize>, Option<usize>)) {
+    /// Calls `each`, for every `step`-th token if they matter, with runs of symbols that have the contexts `0..`, or one context.
+    fn runs(self, step: usize, mut each: impl FnMut(std::ops::Range<usize>, Option<usize>)) {
         let Shape { seq, heads, dim } = self.shape;
         match self.contexts {
             Contexts::None | Contexts::Previous => each(0..self.shape.elements(), Some(0)),
-            Contexts::Channel => (0..seq).for_each(|token| each(token * heads * dim..(token + 1) * heads * dim, None)),
+            Contexts::Channel => {
+                (0..seq).step_by(step).for_each(|token| each(token * heads * dim..(token + 1) * heads * dim, None));
+            }
             Contexts::Head => {
-                (0..seq * heads).for_each(|head| each(head * dim..(head + 1) * dim, Some(head % heads)));
+                let tokens = (0..seq).step_by(step).flat_map(|token| token * heads..(token + 1) * heads);
+                tokens.for_each(|head| each(head * dim..(head + 1) * dim, Some(head % heads)));
             }
         }
     }
@@ -256,7 +262,7 @@ impl Layout {
 
 /// One plane that is coded.
 #[derive(Clone, Debug)]
-struct Coded {
+struct CodedPlane {
     map: Map,
     levels: Vec<Levels>,
 }
@@ -265,7 +271,7 @@ struct Coded {
 #[derive(Clone, Debug, Default)]
 struct Model {
     fine: bool,
-    planes: [Option<Coded>; MAX_PLANES],
+    planes: [Option<CodedPlane>; MAX_PLANES],
 }
 
 impl Model {
@@ -282,7 +288,7 @@ impl Model {
                 *plane = None;
                 continue;
             }
-            let coded = plane.get_or_insert_with(|| Coded { map: Map::single(contexts), levels: Vec::new() });
+            let coded = plane.get_or_insert_with(|| CodedPlane { map: Map::single(contexts), levels: Vec::new() });
             code_map(side, &mut coded.map, MAX_TABLES);
             coded.levels.resize(coded.map.tables, [0; 256]);
             let mut models = Models::new(Kind::Plain, steps);
@@ -291,7 +297,7 @@ impl Model {
     }
 
     /// Coded planes with the number of their first table.
-    fn coded(&self) -> impl Iterator<Item = (usize, usize, &Coded)> {
+    fn coded(&self) -> impl Iterator<Item = (usize, usize, &CodedPlane)> {
         let mut first = 0;
         self.planes.iter().enumerate().filter_map(move |(plane, coded)| {
             let coded = coded.as_ref()?;
@@ -306,8 +312,9 @@ impl Model {
 struct Encoder {
     planes: [Vec<u8>; MAX_PLANES],
     coder: SymbolEncoder,
-    symbols: Vec<u8>,
+    coded: Vec<Coded>,
     contexts: Vec<u8>,
+    counts: Option<Box<Counts>>,
     side: Vec<u8>,
 }
 
@@ -318,34 +325,42 @@ impl Encoder {
         let widths = widths(spec.elem);
         split(spec.elem, lane.bytes(), &mut self.planes);
         let mut model = Model { fine: spec.shape.elements() >= 1 << 16, ..Model::default() };
-        let Self { planes, coder, symbols, contexts, side } = self;
+        let Self { planes, coder, coded: symbols, contexts, counts: kept_counts, side } = self;
+        let mut counts = kept_counts.take().unwrap_or_else(no_counts);
         symbols.clear();
-        contexts.clear();
+        coder.start(MAX_LOG);
         let mut first = 0;
+        let steps = model.steps();
         for ((plane, width), coded) in planes.iter().zip(widths).zip(&mut model.planes) {
-            let mut all = [0; 256];
-            if !pays(plane, *width, &mut all) {
+            if looks_random(plane, *width) {
                 continue;
             }
-            let counts = count(plane, layout);
-            let budget = Budget { tables: (plane.len() / 2048).clamp(1, MAX_TABLES), table_bits: TABLE_BITS };
-            let map = cluster(&counts, budget);
-            let mut tables = vec![[0; 256]; map.tables];
-            for (counts, table) in counts.iter().zip(&map.of) {
-                tables[usize::from(*table)].iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+            let map = map(plane, layout);
+            let tables = &mut counts[first..first + map.tables];
+            tables.as_flattened_mut().fill(0);
+            contexts.clear();
+            table_of(plane, layout, &map, first as u8, contexts);
+            let at = symbols.len();
+            let pairs = plane.iter().zip(contexts.iter());
+            symbols.extend(pairs.map(|(symbol, context)| in_context(usize::from(*context), *symbol)));
+            count(&mut counts, &symbols[at..]);
+            let tables = &counts[first..first + map.tables];
+            let mut all = [0; 256];
+            for counts in tables {
+                all.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
             }
-            let steps = if model.fine { 4 } else { 2 };
-            let at = contexts.len();
-            table_of(plane, layout, &map, first, contexts);
-            debug_assert_eq!(contexts.len() - at, plane.len());
-            symbols.extend_from_slice(plane);
+            if !saves(&all, *width) {
+                symbols.truncate(at);
+                continue;
+            }
             let levels: Vec<_> = tables.iter().map(|counts| levels(counts, steps)).collect();
             for (table, levels) in levels.iter().enumerate() {
-                coder.set(usize::from(first) + table, &frequencies(levels, steps, MAX_LOG), MAX_LOG);
+                coder.set(first + table, &frequencies(levels, steps, MAX_LOG));
             }
-            first += map.tables as u8;
-            *coded = Some(Coded { map, levels });
+            first += map.tables;
+            *coded = Some(CodedPlane { map, levels });
         }
+        *kept_counts = Some(counts);
         side.clear();
         let mut writer = Writer::new(side);
         model.code(&mut writer, widths.len(), layout.count());
@@ -358,32 +373,54 @@ impl Encoder {
                 out.resize(out.len() + lane.bytes().len(), 0);
             }
         }
-        coder.encode(lanes(spec.shape.elements()), symbols, contexts, out);
+        coder.encode(lanes(spec.shape.elements()), symbols, out);
     }
 }
 
-/// How often each symbol occurs in each context.
-fn count(plane: &[u8], layout: Layout) -> Vec<[u32; 256]> {
-    let mut counts = vec![[0; 256]; layout.count()];
+/// Chooses a table for each context.
+fn map(plane: &[u8], layout: Layout) -> Map {
+    let tables = (plane.len() / 2048).clamp(1, MAX_TABLES);
+    if tables < 2 || layout.count() < 2 {
+        return Map::single(layout.count());
+    }
+    let mut some = [0; 256];
+    plane.iter().step_by((plane.len() >> 13).max(1) | 1).for_each(|symbol| some[usize::from(*symbol)] += 1);
+    let bins = bins(&some);
+    let bin = |symbol: u8| usize::from(bins[usize::from(symbol)]) % BINS;
+    let mut counts = vec![[0; BINS]; layout.count()];
+    let mut step = 1;
     if let Some(distance) = layout.distance() {
         let earlier = std::iter::repeat_n(&0, distance).chain(plane);
         for (symbol, earlier) in plane.iter().zip(earlier) {
-            counts[usize::from(*earlier)][usize::from(*symbol)] += 1;
+            counts[usize::from(*earlier)][bin(*symbol)] += 1;
         }
-        return counts;
+    } else {
+        // Some tokens of a long lane tell enough. A table takes a smaller share of all of them than of those.
+        step = layout.shape.seq.div_ceil(SAMPLE_TOKENS);
+        layout.runs(step, |run, context| match context {
+            None => counts.iter_mut().zip(&plane[run]).for_each(|(counts, symbol)| counts[bin(*symbol)] += 1),
+            Some(context) => plane[run].iter().for_each(|symbol| counts[context][bin(*symbol)] += 1),
+        });
     }
-    layout.runs(|run, context| match context {
-        None => {
-            for (counts, symbol) in counts.iter_mut().zip(&plane[run]) {
-                counts[usize::from(*symbol)] += 1;
-            }
-        }
-        Some(context) => {
-            let counts = &mut counts[context];
-            plane[run].iter().for_each(|symbol| counts[usize::from(*symbol)] += 1);
-        }
-    });
-    counts
+    cluster(&counts, Budget { tables, table_bits: TABLE_BITS / step as f32 })
+}
+
+/// Classes of symbols by which contexts are told apart.
+const BINS: usize = 32;
+
+/// Classes of neighbours that occur about equally often, or one for each symbol if these are few.
+fn bins(counts: &[u32; 256]) -> [u8; 256] {
+    let few = counts.iter().filter(|count| **count > 0).count() <= BINS;
+    let total: usize = counts.iter().map(|count| if few { usize::from(*count > 0) } else { *count as usize }).sum();
+    let mut below = 0;
+    counts.map(|count| {
+        let weight = if few { usize::from(count > 0) } else { count as usize };
+        let middle = 2 * below + weight;
+        below += weight;
+        // With few symbols the bin is the number of smaller ones.
+        let bin = if few { below - weight } else { middle * BINS / (2 * total.max(1)) };
+        bin.min(BINS - 1) as u8
+    })
 }
 
 /// Appends the table of each symbol, counted from `first`.
@@ -394,7 +431,7 @@ fn table_of(plane: &[u8], layout: Layout, map: &Map, first: u8, out: &mut Vec<u8
         out.extend(plane.iter().zip(earlier).map(|(_, earlier)| tables[usize::from(*earlier)]));
         return;
     }
-    layout.runs(|run, context| match context {
+    layout.runs(1, |run, context| match context {
         None => out.extend_from_slice(&tables[..run.len()]),
         Some(context) => out.resize(out.len() + run.len(), tables[context]),
     });

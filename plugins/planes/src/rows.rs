@@ -6,7 +6,7 @@
 //! all that a comparison with every earlier token finds, and takes a time per token that does not grow with their number.
 
 use gearbox_core::Shape;
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// Channels of a band.
 const BAND: usize = 12;
@@ -29,12 +29,9 @@ impl Search {
     /// Reports, for tokens from `from` on, the earlier token that resembles each most, and per head the number of different signs.
     ///
     /// `symbols` has the sign in bit 7 and the shape `shape`. `found` is called in order with the token, its reference and the differences.
-    pub fn run(&mut self, symbols: &[u8], shape: Shape, from: usize, mut found: impl FnMut(usize, usize, &[u32])) {
+    pub fn run(&mut self, symbols: &[u8], shape: Shape, from: usize, found: impl FnMut(usize, usize, &[u32])) {
         // For the instruction that counts bits.
-        Arch::new().dispatch(
-            #[inline(always)]
-            || self.run_inlined(symbols, shape, from, &mut found),
-        );
+        Arch::new().dispatch(Run { search: self, symbols, shape, from, found });
     }
 
     #[inline(always)]
@@ -58,27 +55,37 @@ impl Search {
         let epoch = self.epoch;
         let row = heads * words;
         let mut best = vec![0; heads];
+        // Where each band lies: heads in use are spread over all of them, bands over the channels of a head.
+        let places: Vec<usize> = (0..bands_per_head * heads_used)
+            .map(|band| {
+                let head = band / bands_per_head * heads / heads_used;
+                let bit = band % bands_per_head * dim / bands_per_head;
+                head * words * 64 + bit.min(dim - BAND)
+            })
+            .collect();
         for token in 0..seq {
             let (earlier, own) = self.signs.split_at(token * row);
             let own = &own[..row];
-            let (mut least, mut reference, mut tried) = (u32::MAX, 0, u32::MAX);
-            for band in 0..bands_per_head * heads_used {
-                // Heads in use are spread over all of them, bands over the channels of a head.
-                let head = band / bands_per_head * heads / heads_used;
-                let bit = band % bands_per_head * dim / bands_per_head;
-                let content = window(&own[head * words..(head + 1) * words], bit.min(dim - BAND));
-                let candidate = std::mem::replace(&mut self.latest[band << BAND | content], epoch + token as u32);
-                if token < from || candidate < epoch || candidate == tried {
-                    continue;
-                }
+            // Whether a band was seen before is as good as random, so there are no branches on it.
+            let (mut candidates, mut found_in, mut tried) = ([0; BANDS + 1], 0, 0);
+            for (latest, &place) in self.latest.as_chunks_mut::<{ 1 << BAND }>().0.iter_mut().zip(&places) {
+                let candidate = std::mem::replace(&mut latest[window(own, place)], epoch + token as u32);
+                candidates[found_in % (BANDS + 1)] = candidate;
+                found_in += usize::from(candidate >= epoch && candidate != tried);
                 tried = candidate;
-                let candidate = (candidate - epoch) as usize;
-                let sum = different(own, &earlier[candidate * row..(candidate + 1) * row]);
-                if sum < least || sum == least && candidate > reference {
-                    (least, reference) = (sum, candidate);
-                }
             }
-            if least < u32::MAX {
+            if token < from {
+                continue;
+            }
+            // The fewest differences, and of several such tokens the latest one.
+            let mut least = u64::MAX;
+            for candidate in &candidates[..found_in] {
+                let at = (candidate - epoch) as usize * row;
+                let sum = different(own, &earlier[at..at + row]);
+                least = least.min(u64::from(sum) << 32 | u64::from(!candidate));
+            }
+            if found_in > 0 {
+                let reference = (!(least as u32) - epoch) as usize;
                 let other = &earlier[reference * row..(reference + 1) * row];
                 for ((best, a), b) in best.iter_mut().zip(own.chunks_exact(words)).zip(other.chunks_exact(words)) {
                     *best = different(a, b);
@@ -111,10 +118,33 @@ impl Search {
     }
 }
 
+/// What [`Search::run`] works on. A closure in its place would not be inlined, and so not get the wider instructions.
+struct Run<'a, F> {
+    search: &'a mut Search,
+    symbols: &'a [u8],
+    shape: Shape,
+    from: usize,
+    found: F,
+}
+
+impl<F: FnMut(usize, usize, &[u32])> NullaryFnOnce for Run<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
+    fn call(mut self) {
+        self.search.run_inlined(self.symbols, self.shape, self.from, &mut self.found);
+    }
+}
+
 /// Signs that differ.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "what runs inside `dispatch` must be inlined into it")]
 fn different(a: &[u64], b: &[u64]) -> u32 {
+    if let ([a, b], [c, d]) = (a, b) {
+        // Too short for vectors.
+        return (a ^ c).count_ones() + (b ^ d).count_ones();
+    }
     a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum()
 }
 
