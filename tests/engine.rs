@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
+use gearbox::compare::{self, Options};
 use gearbox::dump::{Dump, Selection};
-use gearbox::sweep::{self, Containers, Outcome};
-use gearbox::{compare, engine};
+use gearbox::engine;
+use gearbox::sweep::{self, Containers, Opened, Outcome, SweepConfig};
 use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceInfo};
 use gearbox_core::{
     AnyEntry, Artifact, Bound, Capabilities, Chunk, ChunkMut, Chunking, Codec, Context, DType, ElemSet, EncodedChunk,
@@ -188,7 +189,7 @@ fn only_low_bytes_differ(dump: &Dump, (registry, spec): &(Registry, PipelineSpec
     let container: Container<File> = Container::open(file, &Limits::default()).unwrap();
     assert_eq!(encoded.ledger.total(), container.file_bytes());
     let decoder = container.pipeline(registry).unwrap();
-    let compared = compare::with_dump(&container, &decoder, dump, &bar).unwrap();
+    let compared = compare::with_dump(&container, &decoder, dump, Options::default(), &bar).unwrap();
     assert!(compared.decoded.failures.is_empty(), "{}", compared.decoded.failures[0]);
     let changed = dump.iter().flat_map(|(_, _, entry)| [&entry.key, &entry.value]).map(|tensor| {
         let bytes = tensor.map().unwrap();
@@ -249,7 +250,9 @@ fn stored_by_layer(dump: &Dump, route: &Value) -> BTreeMap<Option<u32>, u64> {
     let bar = ProgressBar::hidden();
     let (_, encoded) = engine::encode(dump, &mut pipeline, &mut file, &bar).unwrap();
     let container: Container<File> = Container::open(file, &Limits::default()).unwrap();
-    let compared = compare::with_dump(&container, &container.pipeline(&registry).unwrap(), dump, &bar).unwrap();
+    let compared =
+        compare::with_dump(&container, &container.pipeline(&registry).unwrap(), dump, Options::default(), &bar)
+            .unwrap();
     assert!(compared.decoded.failures.is_empty(), "{}", compared.decoded.failures[0]);
     assert_eq!(compared.changed_values, 0);
     let mut bytes = BTreeMap::new();
@@ -322,7 +325,8 @@ fn panic_of_a_plugin_is_a_failed_row_and_the_sweep_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let containers = Containers { folder: folder.path().to_owned(), keep: false, overwrite: false };
     let specs = ["fragile", "store"].map(|id| PipelineSpec::of_codec(PluginSpec::new(id), Chunking::PerEntry));
-    let rows = sweep::run(&dump, &specs, &registry, &containers, 0).unwrap();
+    let config = SweepConfig { pipelines: specs.map(|spec| spec.to_value()).to_vec(), ..SweepConfig::default() };
+    let rows = sweep::run(&config, vec![Opened::new(dump).unwrap()], &registry, &containers).unwrap().rows;
     let Outcome::Failed(reason) = &rows[0].outcome else { panic!("{:?}", rows[0].outcome) };
     assert!(reason.contains("layer 2") && reason.contains("a plugin panicked: layer 2 is too deep"), "{reason}");
     assert_eq!(rows[1].outcome, Outcome::Ok);

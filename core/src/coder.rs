@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::{
     Bound, Capabilities, Chunk, ChunkMut, Codec, Context, DType, Elem, Error, Lane, LaneRef, LaneSpec, Latents, Limits,
-    LossyTransform, Needs, Result, ResultExt, Shape, bits,
+    LossyTransform, Needs, Result, ResultExt, Role, Shape, bits,
 };
 
 /// How the bytes of a stored lane are to be read.
@@ -145,6 +147,11 @@ impl ChunkCoder {
     /// Number of transforms before the codecs.
     pub fn transforms(&self) -> usize {
         self.transforms.len()
+    }
+
+    /// The settings of its transforms as they act on tensors of this role and so many channels per head.
+    pub(crate) fn effective(&self, role: Role, dim: usize) -> impl Iterator<Item = Value> {
+        self.transforms.iter().map(move |transform| transform.effective_config(role, dim))
     }
 
     /// The parts of the context that its plugins need or want: what a host provides, as far as it has them.

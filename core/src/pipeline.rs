@@ -512,6 +512,30 @@ impl Pipeline {
         Ok(&route.coders[role as usize])
     }
 
+    /// What the pipeline does to keys and values with so many channels per head: pipelines that do the same give equal specs.
+    ///
+    /// Keys and values are written apart, without a name, and settings that make no difference there have one value; see
+    /// [`LossyTransform::effective_config`].
+    pub fn effective_spec(&self, dims: [usize; 2]) -> PipelineSpec {
+        let role_spec = |spec: &RouteSpec, route: &Route, role: Role| {
+            let own = if role == Role::Key { &spec.key } else { &spec.value };
+            let own = own.clone().unwrap_or_default();
+            let transforms = own.transforms.or_else(|| spec.transforms.clone()).unwrap_or_default();
+            let effective = route.coders[role as usize].effective(role, dims[role as usize]);
+            let transforms =
+                transforms.iter().zip(effective).map(|(plugin, value)| PluginSpec::resolved(&plugin.id, value));
+            Some(RoleSpec { transforms: Some(transforms.collect()), codec: own.codec.or_else(|| spec.codec.clone()) })
+        };
+        let routes = self.spec.routes.iter().zip(&self.routes).map(|(spec, route)| RouteSpec {
+            layers: spec.layers,
+            evict: spec.evict.clone(),
+            key: role_spec(spec, route, Role::Key),
+            value: role_spec(spec, route, Role::Value),
+            ..RouteSpec::default()
+        });
+        PipelineSpec { name: None, routes: routes.collect(), chunking: self.spec.chunking }
+    }
+
     /// The parts of the context that any coder of the pipeline needs or wants.
     pub fn context(&self) -> Needs {
         self.context

@@ -1,14 +1,21 @@
 //! Comparison of decoded tensors with the dump they come from.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use gearbox_core::container::{Container, ReadAt, StoredSequence};
-use gearbox_core::{Error, Pipeline, Result, Role};
+use gearbox_core::container::{Container, ReadAt, SequenceInfo, StoredSequence};
+use gearbox_core::{Chunk, Error, Pipeline, Result, Role};
 use indicatif::ProgressBar;
+use serde::Serialize;
 
 use crate::dump::{Dump, Layer};
 use crate::engine::{self, Decoded};
+use crate::metrics::attention::{Attention, AttentionReport, AttentionTally};
+use crate::metrics::error::{ErrorReport, HeadErrors, PlacedSums};
+
+mod replay;
+
+use self::replay::Replay;
 
 /// What a comparison found.
 #[derive(Debug)]
@@ -19,6 +26,58 @@ pub struct Compared {
     pub values: u64,
     /// Elements that came back with other bits.
     pub changed_values: u64,
+    /// Sums over every head, in stored order.
+    pub sums: Vec<PlacedSums>,
+    /// What attention makes of it; none unless every layer holds queries for every entry.
+    pub attention: Option<AttentionTally>,
+}
+
+impl Compared {
+    /// Errors by head, layer and role.
+    pub fn error_report(&self) -> ErrorReport {
+        ErrorReport::of(self.sums.iter().cloned())
+    }
+
+    /// Errors of attention by head and layer.
+    pub fn attention_report(&self) -> Option<AttentionReport> {
+        self.attention.as_ref().map(AttentionTally::report)
+    }
+}
+
+/// What else a comparison does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// Replay attention where the dump holds queries; it needs the decoded tensors of one layer in memory.
+    pub attention: Option<&'a Attention>,
+    /// A head to break after decoding, to see whether anybody notices.
+    pub flipped: Option<&'a FlippedHead>,
+}
+
+/// One head of the first chunk of one tensor, every sign of which is turned around.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FlippedHead {
+    /// Name of the run.
+    pub run: String,
+    /// Layer of the model.
+    pub layer: u32,
+    /// Keys or values.
+    pub role: Role,
+    /// KV head.
+    pub head: usize,
+}
+
+impl FlippedHead {
+    fn flip(&self, info: &SequenceInfo, decoded: &mut [u8]) {
+        let head = info.dim * info.dtype.size();
+        for row in decoded.chunks_exact_mut(info.heads * head) {
+            // Little-endian: the sign is in the last byte.
+            row[self.head * head..][..head]
+                .iter_mut()
+                .skip(info.dtype.size() - 1)
+                .step_by(info.dtype.size())
+                .for_each(|byte| *byte ^= 0x80);
+        }
+    }
 }
 
 /// Decodes a container and compares every element with the dump.
@@ -29,6 +88,7 @@ pub fn with_dump<S: ReadAt>(
     container: &Container<S>,
     pipeline: &Pipeline,
     dump: &Dump,
+    options: Options<'_>,
     progress: &ProgressBar,
 ) -> Result<Compared> {
     let mut layers = BTreeMap::new();
@@ -45,19 +105,57 @@ pub fn with_dump<S: ReadAt>(
     if sequences.len() != 2 * layers.len() {
         return Err(Error::mismatch(format!("expected {} sequences, got {}", 2 * layers.len(), sequences.len())));
     }
-    let (values, changed_values) = (AtomicU64::new(0), AtomicU64::new(0));
-    let count = |idx: usize, chunk, decoded: &[u8]| {
-        let elements = decoded.len() / sequences[idx].info.dtype.size();
-        values.fetch_add(elements as u64, Ordering::Relaxed);
-        changed_values.fetch_add(originals[idx].count_changed(chunk, decoded)?, Ordering::Relaxed);
+    let flipped = options.flipped.and_then(|head| {
+        let place = |original: &Original<'_>| {
+            (&head.run, head.layer, head.role) == (&original.run, original.layer.id, original.role)
+        };
+        originals.iter().position(place).map(|idx| (idx, head))
+    });
+    let broken = |idx: usize, chunk: usize, decoded: &[u8]| {
+        let (_, head) = flipped.filter(|(flipped, _)| (*flipped, 0) == (idx, chunk))?;
+        let mut bytes = decoded.to_vec();
+        head.flip(&sequences[idx].info, &mut bytes);
+        Some(bytes)
+    };
+    let parts = Mutex::new(BTreeMap::new());
+    let compare = |idx: usize, chunk: usize, decoded: &[u8]| {
+        let broken = broken(idx, chunk, decoded);
+        let errors = originals[idx].errors(chunk, broken.as_deref().unwrap_or(decoded))?;
+        parts.lock().unwrap_or_else(PoisonError::into_inner).insert((idx, chunk), errors);
         Ok(())
     };
-    let decoded = engine::decode(container, pipeline, progress, count, |_, _, _| Ok(()))?;
-    Ok(Compared { decoded, values: values.into_inner(), changed_values: changed_values.into_inner() })
+    let mut replay = options.attention.and_then(|attention| Replay::new(attention, &originals));
+    let replay_chunk = |idx: usize, chunk: usize, decoded: &[u8]| match &mut replay {
+        Some(replay) => {
+            let broken = broken(idx, chunk, decoded);
+            replay.add(&originals, idx, broken.as_deref().unwrap_or(decoded))
+        }
+        None => Ok(()),
+    };
+    let decoded = engine::decode(container, pipeline, progress, compare, replay_chunk)?;
+    let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut heads: Vec<HeadErrors> = sequences.iter().map(|_| HeadErrors::default()).collect();
+    for ((idx, _), errors) in &parts {
+        heads[*idx].merge(errors)?;
+    }
+    let placed = originals.iter().zip(&heads).flat_map(|(original, heads)| {
+        let heads = heads.heads().iter().enumerate();
+        let (run, layer, role) = (&original.run, original.layer.id, original.role);
+        heads.map(move |(head, sums)| PlacedSums { run: run.clone(), layer, role, head, sums: *sums })
+    });
+    let sums: Vec<_> = placed.collect();
+    Ok(Compared {
+        values: sums.iter().map(|placed| placed.sums.elements()).sum(),
+        changed_values: sums.iter().map(|placed| placed.sums.changed).sum(),
+        attention: replay.filter(|_| decoded.failures.is_empty()).map(Replay::finish),
+        decoded,
+        sums,
+    })
 }
 
 /// The tensors of a sequence in the dump.
 struct Original<'a> {
+    run: String,
     layer: &'a Layer,
     role: Role,
     /// Tokens before each chunk.
@@ -89,31 +187,39 @@ impl<'a> Original<'a> {
         }
         let chunk_starts = starts(sequence.chunks.iter().map(|chunk| chunk.seq));
         let entry_starts = starts(layer.entries.iter().map(|entry| entry.seq));
-        Ok(Self { layer, role: info.role, chunk_starts, entry_starts })
+        Ok(Self { run: run.name.clone(), layer, role: info.role, chunk_starts, entry_starts })
     }
 
-    /// Counts the elements of a decoded chunk whose bits differ.
-    fn count_changed(&self, chunk: usize, mut decoded: &[u8]) -> Result<u64> {
+    /// Bytes of the whole tensor.
+    fn bytes(&self) -> usize {
+        let bytes = self
+            .layer
+            .entries
+            .iter()
+            .map(|entry| entry.tensor(self.role))
+            .map(|tensor| tensor.shape.elements() * tensor.dtype.size());
+        bytes.sum()
+    }
+
+    /// Compares a decoded chunk.
+    fn errors(&self, chunk: usize, mut decoded: &[u8]) -> Result<HeadErrors> {
         let mut token = self.chunk_starts[chunk];
         let mut entry = self.entry_starts.partition_point(|start| *start <= token) - 1;
-        let mut changed = 0;
+        let mut errors = HeadErrors::default();
         while !decoded.is_empty() {
             let tensor = self.layer.entries[entry].tensor(self.role);
-            let (size, row) = (tensor.dtype.size(), tensor.shape.row() * tensor.dtype.size());
+            let row = tensor.shape.row() * tensor.dtype.size();
             let first = token - self.entry_starts[entry];
             let tokens = (tensor.shape.seq - first).min(decoded.len() / row.max(1));
             let original = tensor.map_tokens(first..first + tokens)?;
-            let expected: &[u8] = &original;
-            let (now, later) = decoded.split_at(expected.len());
-            if now != expected {
-                let pairs = now.chunks_exact(size).zip(expected.chunks_exact(size));
-                changed += pairs.filter(|(a, b)| a != b).count() as u64;
-            }
+            let (now, later) = decoded.split_at(original.len());
+            let shape = tensor.shape.with_seq(tokens);
+            errors.add(Chunk::new(shape, tensor.dtype, &original)?, Chunk::new(shape, tensor.dtype, now)?)?;
             decoded = later;
             entry += 1;
             token = self.entry_starts.get(entry).copied().unwrap_or_default();
         }
-        Ok(changed)
+        Ok(errors)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use gearbox_core::{AnyEntry, Chunking, Error, Kind, PipelineSpec, PluginSpec, Registry, Result, ResultExt, config};
+use gearbox_core::{
+    AnyEntry, Chunking, CodecSpec, Error, Kind, LaneSpec, PipelineSpec, PluginSpec, Registry, Result, ResultExt,
+    RouteSpec, config,
+};
 use serde_json::Value;
 
 /// Key of an object that stands for each of its values in turn: `{ "sweep": [ … ] }`.
@@ -67,16 +70,41 @@ fn find_sweep(value: &Value, pointer: &str) -> Option<String> {
     }
 }
 
-/// Every codec with its default settings, in every chunking mode.
+/// Tokens per chunk of the default pipelines.
+const TOKENS: usize = 128;
+
+/// Every codec with its default settings in every chunking mode, then every transform before every codec in chunks of 128 tokens.
+///
+/// The codec behind a transform codes the lanes that hold most of the data; those beside them (scales, positions, modes) go to `zstd`.
 pub fn defaults(registry: &Registry) -> Vec<PipelineSpec> {
     let chunkings = [
         Chunking::PerEntry,
-        Chunking::Chunked { tokens: 128 },
-        Chunking::ChunkedGrouped { tokens: 128 },
+        Chunking::Chunked { tokens: TOKENS },
+        Chunking::ChunkedGrouped { tokens: TOKENS },
         Chunking::Aggregate,
     ];
-    let codecs = registry.entries().filter(|entry| entry.kind() == Kind::Codec).map(AnyEntry::id);
-    codecs.flat_map(|id| chunkings.map(|chunking| PipelineSpec::of_codec(PluginSpec::new(id), chunking))).collect()
+    let ids = |kind| registry.entries().filter(move |entry| entry.kind() == kind).map(AnyEntry::id);
+    let alone =
+        ids(Kind::Codec).flat_map(|id| chunkings.map(|chunking| PipelineSpec::of_codec(PluginSpec::new(id), chunking)));
+    let transformed =
+        ids(Kind::Transform).flat_map(|transform| ids(Kind::Codec).map(move |codec| behind(transform, codec)));
+    alone.chain(transformed).collect()
+}
+
+/// A transform before a codec.
+fn behind(transform: &str, codec: &str) -> PipelineSpec {
+    let main = [LaneSpec::TENSOR, "codes", "rows"].map(|lane| (lane.to_owned(), PluginSpec::new(codec)));
+    let rest = [("*".to_owned(), PluginSpec::new("zstd"))];
+    let route = RouteSpec {
+        transforms: Some(vec![PluginSpec::new(transform)]),
+        codec: Some(CodecSpec::PerLane(main.into_iter().chain(rest).collect())),
+        ..RouteSpec::default()
+    };
+    PipelineSpec {
+        name: Some(format!("{transform} + {codec}")),
+        routes: vec![route],
+        chunking: Chunking::ChunkedGrouped { tokens: TOKENS },
+    }
 }
 
 /// Expands every `{ "sweep": [ … ] }` in a pipeline into its values: the product of all of them, in the order they are written.
@@ -93,19 +121,84 @@ pub fn expand(value: &Value) -> Result<Vec<PipelineSpec>> {
     values.iter().map(spec).collect()
 }
 
+/// A pipeline with its sweeps as axes, for a search that does not run every product.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    template: Value,
+    axes: Vec<(String, Vec<Value>)>,
+}
+
+impl Grid {
+    /// Finds the sweeps of a pipeline; their values may not hold sweeps themselves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) as [`expand`], and for a sweep within a sweep.
+    pub fn of(value: &Value) -> Result<Self> {
+        let mut axes = Vec::new();
+        find_axes(value, "", &mut axes)?;
+        Ok(Self { template: value.clone(), axes })
+    }
+
+    /// Number of values of each axis.
+    pub fn lens(&self) -> Vec<usize> {
+        self.axes.iter().map(|(_, values)| values.len()).collect()
+    }
+
+    /// The pipeline with one value per axis.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) if the result is not a pipeline.
+    pub fn at(&self, point: &[usize]) -> Result<PipelineSpec> {
+        let mut value = self.template.clone();
+        for ((pointer, values), idx) in self.axes.iter().zip(point) {
+            if let Some(place) = value.pointer_mut(pointer) {
+                place.clone_from(&values[*idx]);
+            }
+        }
+        config::from_value(&value).context(|| format!("pipeline {value}"))
+    }
+}
+
+fn find_axes(value: &Value, pointer: &str, axes: &mut Vec<(String, Vec<Value>)>) -> Result<()> {
+    match value {
+        Value::Object(map) if map.contains_key(SWEEP) => {
+            let values = sweep_values(map, value, pointer)?;
+            if let Some(inner) = find_sweep(&map[SWEEP], &config::join(pointer, SWEEP)) {
+                return Err(Error::invalid_config(format!(
+                    "`{inner}`: a search takes no `{SWEEP}` within a `{SWEEP}`"
+                )));
+            }
+            axes.push((pointer.to_owned(), values.clone()));
+            Ok(())
+        }
+        Value::Object(map) => {
+            map.iter().try_for_each(|(key, value)| find_axes(value, &config::join(pointer, key), axes))
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(idx, item)| find_axes(item, &format!("{pointer}/{idx}"), axes))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The values of a sweep.
+fn sweep_values<'a>(map: &'a serde_json::Map<String, Value>, value: &Value, pointer: &str) -> Result<&'a Vec<Value>> {
+    match &map[SWEEP] {
+        Value::Array(values) if !values.is_empty() && map.len() == 1 => Ok(values),
+        _ => Err(Error::invalid_config(format!(
+            "{}: expected {{\"{SWEEP}\": [value, …]}} with at least one value and no other key, got {value}",
+            config::place(pointer)
+        ))),
+    }
+}
+
 fn products(value: &Value, pointer: &str) -> Result<Vec<Value>> {
     match value {
-        Value::Object(map) if map.contains_key(SWEEP) => match &map[SWEEP] {
-            Value::Array(values) if !values.is_empty() && map.len() == 1 => {
-                let each = values.iter().enumerate();
-                let each = each.map(|(idx, value)| products(value, &format!("{pointer}/{SWEEP}/{idx}")));
-                Ok(each.collect::<Result<Vec<_>>>()?.concat())
-            }
-            _ => Err(Error::invalid_config(format!(
-                "{}: expected {{\"{SWEEP}\": [value, …]}} with at least one value and no other key, got {value}",
-                config::place(pointer)
-            ))),
-        },
+        Value::Object(map) if map.contains_key(SWEEP) => {
+            let each = sweep_values(map, value, pointer)?.iter().enumerate();
+            let each = each.map(|(idx, value)| products(value, &format!("{pointer}/{SWEEP}/{idx}")));
+            Ok(each.collect::<Result<Vec<_>>>()?.concat())
+        }
         Value::Object(map) => {
             let mut results = vec![serde_json::Map::new()];
             for (key, value) in map {
@@ -171,6 +264,23 @@ mod tests {
         let value = json!({ "routes": [{ "codec": { "sweep": [zstd, { "id": "store" }] } }] });
         assert_eq!(expand(&value).unwrap().len(), 3);
         assert_eq!(expand(&json!({ "sweep": [value.clone(), value] })).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn grid_gives_the_pipeline_of_each_point() {
+        let grid = Grid::of(&json!({
+            "routes": [{ "codec": { "id": "zstd", "level": { "sweep": [1, 3, 9] } } }],
+            "chunking": { "mode": "chunked", "tokens": { "sweep": [64, 128] } }
+        }));
+        let grid = grid.unwrap();
+        let mut lens = grid.lens();
+        lens.sort_unstable();
+        assert_eq!(lens, [2, 3]);
+        let point: Vec<_> = grid.lens().iter().map(|len| len - 1).collect();
+        let spec = grid.at(&point).unwrap().to_value();
+        assert_eq!((&spec["chunking"]["tokens"], &spec["routes"][0]["codec"]["level"]), (&json!(128), &json!(9)));
+        let nested = Grid::of(&json!({ "routes": { "sweep": [1, [{ "sweep": [2] }]] } })).unwrap_err();
+        assert_eq!(nested.to_string(), "`/routes/sweep/1/0`: a search takes no `sweep` within a `sweep`");
     }
 
     #[test]

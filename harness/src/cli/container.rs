@@ -357,13 +357,15 @@ impl VerifyArgs {
         let bar = report::progress(total, "verifying");
         let mut status = Status::Pass;
         let mut changed = None;
+        let mut error = None;
         let failures = match &self.dump {
             None => engine::decode(&container, &pipeline, &bar, |_, _, _| Ok(()), |_, _, _| Ok(()))?.failures,
             Some(path) => {
                 let (dump, opened) = self.select.open(path)?;
                 status = opened;
-                let compared = compare::with_dump(&container, &pipeline, &dump, &bar)?;
+                let compared = compare::with_dump(&container, &pipeline, &dump, compare::Options::default(), &bar)?;
                 changed = Some((compared.changed_values, compared.values));
+                error = Some(compared.error_report().all);
                 compared.decoded.failures
             }
         };
@@ -375,7 +377,7 @@ impl VerifyArgs {
         if json {
             report::print_json(&json!({
                 "file": self.file, "chunks": chunks, "original_bytes": total, "lossless": pipeline.is_lossless(),
-                "changed_values": changed.map(|(changed, _)| changed),
+                "changed_values": changed.map(|(changed, _)| changed), "error": error,
                 "failures": failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }))?;
             return Ok(status);
@@ -385,8 +387,13 @@ impl VerifyArgs {
         }
         let compared = changed
             .map_or(String::new(), |(changed, values)| format!(", {changed} of {values} values differ from the dump"));
+        let lost = error.filter(|all| all.error.changed > 0).map_or(String::new(), |all| {
+            let worst = all.worst_cosine.map(|head| head.error.cosine);
+            let (snr, worst) = (report::decimal(all.error.snr_db, 1), report::decimal(worst, 5));
+            format!(", SNR {snr} dB, greatest error {:.4e}, cosine of the worst head {worst}", all.error.max_abs)
+        });
         let verdict = if passed { "ok" } else { "FAILED" };
-        report::print(&format!("{verdict}: {chunks} chunks, {} failures{compared}", failures.len()))?;
+        report::print(&format!("{verdict}: {chunks} chunks, {} failures{compared}{lost}", failures.len()))?;
         Ok(status)
     }
 }

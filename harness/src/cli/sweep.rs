@@ -1,33 +1,36 @@
 //! `gearbox sweep`.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gearbox_core::{Error, Registry, Result};
 
 use crate::atomic::AtomicFile;
-use crate::entropy::{Entropies, Entropy};
-use crate::receipt::Receipt;
+use crate::gate::Metric;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::sweep::{Containers, DumpFacts, Sweep, SweepConfig};
+use crate::sweep::{Containers, Opened, Outcome, Sweep, SweepConfig};
 use crate::{report, sample, sweep};
 
-/// Runs every pipeline over a dump.
+/// Runs every pipeline over a dump, and judges each by what attention would see.
 ///
-/// Each row is a container that was written to disk, read back, decoded from its bytes alone and compared with the dump.
+/// Each row is a container that was written to disk, read back, decoded from its bytes alone, compared with the dump and, where the dump holds
+/// queries, read by them. A gate judges the rows. Two canaries show that the measuring works: one arm that must be exact, and one with a
+/// broken head that the gate must catch.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gearbox sweep                                  bundled sample, every codec, every chunking mode
   gearbox sweep configs/zstd-levels.json         pipelines from a file
+  gearbox sweep configs/sweeps/strict-gate.json  the cheapest setting within limits on attention
   gearbox sweep --dump DIR --pipeline gear --pipeline zstd --out results
 
 The key and value columns count chunks and sequence headers of that role; the ratio counts the whole file,
 whose bytes are in the column stored. Bits are stored bits per value, and the gap is what they are above the order-0 floor of the dump;
-below zero, the pipeline found structure beyond order 0.")]
+below zero, the pipeline found structure beyond order 0, or lost something. SNR is over all elements, the worst head is the lowest cosine of
+any head, KL p99 and output error are of the replayed attention. A * marks the Pareto front of stored bytes, worst-head error and both
+times. Exit status: 0 pass; 1 if a row or a canary failed, or if nothing holds the limits of the config; 2 usage or data error.")]
 pub(super) struct SweepArgs {
-    /// Sweep as JSON: `{ "dumps": […], "pipelines": […] }` [default: every codec in every chunking mode]
+    /// Sweep as JSON: `{ "dumps": […], "pipelines": […], "gate": {…}, "search": {…} }` [default: every codec in every chunking mode, and every transform before every codec]
     config: Option<PathBuf>,
     /// Dump to read, may be repeated [default: the config's, else the bundled sample]
     #[arg(long, value_name = "PATH")]
@@ -54,8 +57,8 @@ impl SweepArgs {
         for text in &self.pipeline {
             config.pipelines.push(crate::pipelines::read(text, registry)?);
         }
-        let specs = config.pipelines(registry)?;
-        let mut paths = if self.dump.is_empty() { config.dumps } else { self.dump.clone() };
+        let most = config.pipelines(registry)?.len();
+        let mut paths = if self.dump.is_empty() { config.dumps.clone() } else { self.dump.clone() };
         if paths.is_empty() {
             paths.push(sample::find()?);
         }
@@ -72,28 +75,20 @@ impl SweepArgs {
             keep: self.keep_containers,
             overwrite: self.overwrite,
         };
-        let taken = (0..specs.len() * paths.len()).map(|row| containers.path(row)).find(|path| path.exists());
+        let taken = (0..most * paths.len()).map(|row| containers.path(row)).find(|path| path.exists());
         if let Some(path) = taken.filter(|_| !self.overwrite) {
             return Err(Error::invalid_input(format!("`{}`: exists already; --overwrite replaces it", path.display())));
         }
         let mut status = Status::Pass;
-        let mut result = Sweep { receipt: Receipt::new(registry), dumps: Vec::new(), rows: Vec::new() };
+        let mut dumps = Vec::new();
         for path in &paths {
             let (dump, opened) = self.select.open(path)?;
             status = status.and(opened);
-            let facts = DumpFacts {
-                path: path.display().to_string(),
-                digest: dump.digest()?,
-                runs: dump.runs.len(),
-                entries: dump.entries(),
-                original_bytes: dump.original_bytes(),
-                entropy: Entropies::of(&dump)?.all,
-            };
-            let rows = sweep::run(&dump, &specs, registry, &containers, result.rows.len())?;
-            result.add(facts, rows);
+            dumps.push(Opened::new(dump)?);
         }
+        let result = sweep::run(&config, dumps, registry, &containers)?;
         status = status.and(Status::pass_if(result.passed()));
-        let text = summary(&result);
+        let text = result.summary();
         if let Some(files) = files.take() {
             files.write(&result, &text)?;
         }
@@ -104,33 +99,6 @@ impl SweepArgs {
         }
         Ok(status)
     }
-}
-
-fn summary(sweep: &Sweep) -> String {
-    let mut text = String::new();
-    for dump in &sweep.dumps {
-        let _ = writeln!(
-            text,
-            "{}: {} runs, {} entries, {} of keys and values, digest {}",
-            dump.path,
-            dump.runs,
-            dump.entries,
-            report::bytes(dump.original_bytes),
-            dump.digest
-        );
-        let Entropy { floor, ceiling, channel_floor, channel_ceiling, .. } = dump.entropy;
-        let number = |number| report::decimal(Some(number), 3);
-        let _ = writeln!(
-            text,
-            "order-0 floor: {} bits per value, a ratio of {}; {} and {} with exponents per channel",
-            number(floor),
-            number(ceiling),
-            number(channel_floor),
-            number(channel_ceiling)
-        );
-    }
-    let _ = write!(text, "\n{}", sweep.table());
-    text
 }
 
 /// The output files, created before the work starts so that a name that is taken costs nothing.
@@ -152,11 +120,15 @@ impl Files {
         self.json.commit()?;
         let mut csv = csv::Writer::from_writer(&mut self.csv);
         let failed = |error: csv::Error| Error::io("sweep.csv", &error.into());
-        csv.write_record([
+        let metrics: Vec<_> = Metric::ALL.iter().map(ToString::to_string).collect();
+        let fixed = [
             "dump",
             "pipeline",
             "chunking",
             "state",
+            "reason",
+            "gate",
+            "pareto",
             "original_bytes",
             "stored_bytes",
             "key_original_bytes",
@@ -165,18 +137,24 @@ impl Files {
             "value_stored_bytes",
             "values",
             "changed_values",
+            "escapes",
             "encode_ns",
             "decode_ns",
-            "bits_per_value",
             "floor",
             "gap",
-            "pipeline_json",
-        ])
-        .map_err(failed)?;
+        ];
+        let header = fixed.into_iter().chain(metrics.iter().map(String::as_str)).chain(["pipeline_json"]);
+        csv.write_record(header).map_err(failed)?;
         for row in &sweep.rows {
-            let state =
-                serde_json::to_value(&row.outcome).ok().and_then(|value| Some(value["state"].as_str()?.to_owned()));
-            let mut record = vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.unwrap_or_default()];
+            let (state, reason) = match &row.outcome {
+                Outcome::Ok => ("ok", ""),
+                Outcome::Unsupported(reason) => ("unsupported", reason.as_str()),
+                Outcome::Failed(reason) => ("failed", reason.as_str()),
+            };
+            let gate = row.verdict.as_ref().map_or(String::new(), ToString::to_string);
+            let mut record =
+                vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.into(), reason.into(), gate];
+            record.push(row.pareto.to_string());
             let numbers = [
                 row.original_bytes,
                 row.stored_bytes,
@@ -186,12 +164,14 @@ impl Files {
                 row.value.stored_bytes,
                 row.values,
                 row.changed_values,
+                row.escapes,
                 row.encode_ns,
                 row.decode_ns,
             ];
             record.extend(numbers.map(|number| number.to_string()));
-            let bits = [row.bits_per_value, row.floor, row.gap];
-            record.extend(bits.map(|bits| bits.map_or(String::new(), |bits| format!("{bits:.4}"))));
+            let number = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
+            record.extend([row.floor, row.gap].map(number));
+            record.extend(Metric::ALL.map(|metric| number(row.measured(metric))));
             record.push(row.pipeline.to_string());
             csv.write_record(&record).map_err(failed)?;
         }

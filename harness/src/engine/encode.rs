@@ -25,6 +25,8 @@ pub struct Encoded {
     pub ledger: Ledger,
     /// Cost per run, layer and role, in stored order.
     pub sequences: Vec<SequenceCost>,
+    /// Elements of the lanes named `outliers`: what a transform keeps exact beside its codes.
+    pub escapes: u64,
 }
 
 /// What a dump offers to plugins besides its tensors.
@@ -99,6 +101,15 @@ struct Step {
     /// What decoding gives, where that is not the source.
     decoded: Option<Vec<u8>>,
     ns: u64,
+}
+
+impl Step {
+    /// Elements that a transform keeps exact beside its codes.
+    fn escapes(&self) -> u64 {
+        let lanes = self.encoded.lanes.iter().map(|lane| &lane.spec);
+        let escapes = lanes.filter(|spec| spec.name.rsplit('.').next() == Some("outliers"));
+        escapes.map(|spec| spec.shape.elements() as u64).sum()
+    }
 }
 
 /// Everything about one layer that its jobs share.
@@ -204,6 +215,7 @@ pub fn encode<W: Write + Send>(
     let chunking = pipeline.spec().chunking;
     let mut writer = ContainerWriter::new(out, pipeline)?;
     let mut costs = Vec::new();
+    let mut escapes = 0;
     for run in &dump.runs {
         let info = run_info(run, pipeline.context())?;
         let run_id = writer.add_run(&info)?;
@@ -239,6 +251,7 @@ pub fn encode<W: Write + Send>(
                     let id = ids[*layer][step.role as usize];
                     writer.add_chunk(id, plan.first_token, plan.seq, &step.encoded, decoded)?;
                     costs[first_cost + 2 * layer + step.role as usize].ns += step.ns;
+                    escapes += step.escapes();
                     progress.inc(decoded.len() as u64);
                 }
                 Ok(())
@@ -246,7 +259,7 @@ pub fn encode<W: Write + Send>(
         )?;
     }
     let (out, ledger) = writer.finish()?;
-    Ok((out, Encoded { ledger, sequences: costs }))
+    Ok((out, Encoded { ledger, sequences: costs, escapes }))
 }
 
 /// What a container tells of a run; its token ids if a plugin uses them.

@@ -1,0 +1,317 @@
+//! The gate: limits on what a row measured, and the verdict.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use gearbox_core::{Error, Result};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A number that a row of a sweep measures, over the whole dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Original ÷ stored bytes, all of them counted.
+    Ratio,
+    /// 8 × stored bytes ÷ original elements.
+    BitsPerValue,
+    /// Mean absolute error.
+    Mae,
+    /// Root of the mean squared error, pooled over all elements.
+    Rmse,
+    /// Squared error ÷ squared original.
+    Nmse,
+    /// Greatest absolute error.
+    MaxAbs,
+    /// Cosine of the angle between original and decoded elements.
+    Cosine,
+    /// Mean absolute error of keys.
+    KeyMae,
+    /// Mean absolute error of values.
+    ValueMae,
+    /// Squared error ÷ squared original of keys.
+    KeyNmse,
+    /// Squared error ÷ squared original of values.
+    ValueNmse,
+    /// Cosine of keys.
+    KeyCosine,
+    /// Cosine of values.
+    ValueCosine,
+    /// Lowest cosine of any head of any run, layer and role.
+    WorstHeadCosine,
+    /// Highest squared error ÷ squared original of any head.
+    WorstHeadNmse,
+    /// Highest squared error ÷ squared original of any layer and role.
+    WorstLayerNmse,
+    /// Attention: root mean square of the difference of scaled logits.
+    LogitRmse,
+    /// Attention: greatest difference of scaled logits.
+    LogitMax,
+    /// Attention: mean Kullback-Leibler divergence of the softmax, in nats.
+    KlMean,
+    /// Attention: 99th percentile of the divergence over queries.
+    KlP99,
+    /// Attention: greatest divergence of any query.
+    KlMax,
+    /// Attention: highest mean divergence of any head.
+    WorstHeadKl,
+    /// Attention: relative error of the output.
+    OutputError,
+    /// Attention: highest relative error of the output of any head.
+    WorstHeadOutputError,
+    /// Attention: share of the most attended tokens that stay the same.
+    TopAgreement,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 25] = [
+        Self::Ratio,
+        Self::BitsPerValue,
+        Self::Mae,
+        Self::Rmse,
+        Self::Nmse,
+        Self::MaxAbs,
+        Self::Cosine,
+        Self::KeyMae,
+        Self::ValueMae,
+        Self::KeyNmse,
+        Self::ValueNmse,
+        Self::KeyCosine,
+        Self::ValueCosine,
+        Self::WorstHeadCosine,
+        Self::WorstHeadNmse,
+        Self::WorstLayerNmse,
+        Self::LogitRmse,
+        Self::LogitMax,
+        Self::KlMean,
+        Self::KlP99,
+        Self::KlMax,
+        Self::WorstHeadKl,
+        Self::OutputError,
+        Self::WorstHeadOutputError,
+        Self::TopAgreement,
+    ];
+
+    /// Whether 1 is perfect and less is worse, so that what matters is the distance from 1.
+    fn is_share(self) -> bool {
+        matches!(self, Self::Cosine | Self::KeyCosine | Self::ValueCosine | Self::WorstHeadCosine | Self::TopAgreement)
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// What a number may be; at least one side is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limit {
+    /// At least this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// At most this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.min, self.max) {
+            (Some(min), Some(max)) => write!(f, "{min} to {max}"),
+            (Some(min), None) => write!(f, "at least {min}"),
+            (None, Some(max)) => write!(f, "at most {max}"),
+            (None, None) => f.write_str("anything"),
+        }
+    }
+}
+
+/// Limits by metric; a row passes if it holds all of them. A number that was not measured does not pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Gate(pub BTreeMap<Metric, Limit>);
+
+impl JsonSchema for Gate {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Gate".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let limit = generator.subschema_for::<Limit>();
+        let limits = Metric::ALL.map(|metric| (metric.to_string(), limit.clone().to_value()));
+        json_schema!({
+            "type": "object",
+            "description": "Limits by metric; a row passes if it holds all of them. A number that was not measured does not pass.",
+            "properties": serde_json::Map::from_iter(limits),
+            "additionalProperties": false
+        })
+    }
+}
+
+impl Default for Gate {
+    /// No head may lose its direction: the least that anyone would ask, which still catches a single broken head.
+    fn default() -> Self {
+        Self(BTreeMap::from([(Metric::WorstHeadCosine, Limit { min: Some(0.99), max: None })]))
+    }
+}
+
+impl Gate {
+    /// Checks that every limit says something that can hold.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) with the JSON pointer below `pointer`.
+    pub fn check(&self, pointer: &str) -> Result<()> {
+        for (metric, limit) in &self.0 {
+            let wrong = |text: String| Err(Error::invalid_config(format!("`{pointer}/{metric}`: {text}")));
+            match (limit.min, limit.max) {
+                (None, None) => return wrong("expected `min`, `max` or both, got neither".into()),
+                (Some(min), Some(max)) if min > max => {
+                    return wrong(format!("expected `min` up to `max`, got {min} and {max}"));
+                }
+                (Some(min), _) if metric.is_share() && min > 1.0 => {
+                    return wrong(format!("expected `min` up to 1, got {min}"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges what was measured.
+    ///
+    /// # Examples
+    /// ```
+    /// use gearbox::gate::{Gate, Metric};
+    ///
+    /// let gate: Gate = serde_json::from_str(r#"{ "nmse": { "max": 1e-3 }, "worst_head_cosine": { "min": 0.99 } }"#).unwrap();
+    /// let verdict = gate.judge(|metric| match metric {
+    ///     Metric::Nmse => Some(2e-3),
+    ///     _ => None,
+    /// });
+    /// assert_eq!(verdict.to_string(), "nmse 0.002, at most 0.001; worst_head_cosine was not measured, at least 0.99");
+    /// ```
+    pub fn judge(&self, measured: impl Fn(Metric) -> Option<f64>) -> Verdict {
+        let violation = |(metric, limit): (&Metric, &Limit)| {
+            let value = measured(*metric);
+            // Written so that NaN passes nothing.
+            let low = limit.min.is_none_or(|min| value.is_some_and(|value| value >= min));
+            let high = limit.max.is_none_or(|max| value.is_some_and(|value| value <= max));
+            let measured = value.is_some();
+            (!(low && high && measured)).then(|| Violation { metric: *metric, value, limit: *limit })
+        };
+        Verdict { violations: self.0.iter().filter_map(violation).collect() }
+    }
+}
+
+/// A limit that does not hold.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Violation {
+    /// What was measured.
+    pub metric: Metric,
+    /// Its value; none if it was not measured.
+    pub value: Option<f64>,
+    /// What it may be.
+    pub limit: Limit,
+}
+
+impl Violation {
+    /// How far the value is from its limit, as a multiple: 1 is twice as bad as allowed. Infinite if nothing was measured.
+    pub fn excess(&self) -> f64 {
+        let Some(value) = self.value.filter(|value| !value.is_nan()) else { return f64::INFINITY };
+        let badness = |number: f64| if self.metric.is_share() { 1.0 - number } else { number };
+        let (value, least, most) = if self.metric.is_share() {
+            (badness(value), self.limit.max.map(badness), self.limit.min.map(badness))
+        } else {
+            (value, self.limit.min, self.limit.max)
+        };
+        let over = |value: f64, limit: f64| (value / limit.max(f64::MIN_POSITIVE) - 1.0).max(0.0);
+        most.map_or(0.0, |most| over(value, most)).max(least.map_or(0.0, |least| over(least, value)))
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.value {
+            Some(value) => write!(f, "{} {}, {}", self.metric, short(value), self.limit),
+            None => write!(f, "{} was not measured, {}", self.metric, self.limit),
+        }
+    }
+}
+
+/// A number with up to six digits that count.
+fn short(value: f64) -> String {
+    let rounded: f64 = format!("{value:.5e}").parse().unwrap_or(value);
+    if rounded == 0.0 || (1e-4..1e6).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+/// What a gate says of a row.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The limits that do not hold, in the order of their metrics; a row without any passes.
+    pub violations: Vec<Violation>,
+}
+
+impl Verdict {
+    /// Whether every limit holds.
+    pub fn passed(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    /// How far the worst violated limit is exceeded, see [`Violation::excess`]; 0 if all hold.
+    pub fn excess(&self) -> f64 {
+        self.violations.iter().map(Violation::excess).fold(0.0, f64::max)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (idx, violation) in self.violations.iter().enumerate() {
+            let comma = if idx == 0 { "" } else { "; " };
+            write!(f, "{comma}{violation}")?;
+        }
+        if self.passed() { f.write_str("pass") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(text: &str) -> Gate {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn limits_are_inclusive_and_nan_passes_nothing() {
+        let gate = gate(r#"{ "nmse": { "max": 0.5 }, "cosine": { "min": 0.5 } }"#);
+        assert!(gate.judge(|_| Some(0.5)).passed());
+        assert_eq!(gate.judge(|_| Some(f64::NAN)).violations.len(), 2);
+        assert_eq!(gate.judge(|_| None).violations.len(), 2);
+    }
+
+    #[test]
+    fn excess_is_relative_to_the_limit_and_for_shares_to_their_distance_from_one() {
+        let nmse = gate(r#"{ "nmse": { "max": 0.001 } }"#).judge(|_| Some(0.003));
+        assert!((nmse.excess() - 2.0).abs() < 1e-9);
+        let cosine = gate(r#"{ "worst_head_cosine": { "min": 0.99 } }"#).judge(|_| Some(0.97));
+        assert!((cosine.excess() - 2.0).abs() < 1e-9);
+        let ratio = gate(r#"{ "ratio": { "min": 4 } }"#).judge(|_| Some(2.0));
+        assert!((ratio.excess() - 1.0).abs() < 1e-9);
+        assert!(gate(r#"{ "kl_p99": { "max": 1 } }"#).judge(|_| None).excess().is_infinite());
+        assert!(gate("{}").judge(|_| None).excess() < f64::MIN_POSITIVE);
+    }
+
+    #[test]
+    fn limits_that_say_nothing_or_cannot_hold_are_refused_with_their_pointer() {
+        let check = |text| gate(text).check("/gate").unwrap_err().to_string();
+        assert_eq!(check(r#"{ "nmse": {} }"#), "`/gate/nmse`: expected `min`, `max` or both, got neither");
+        assert_eq!(
+            check(r#"{ "mae": { "min": 2, "max": 1 } }"#),
+            "`/gate/mae`: expected `min` up to `max`, got 2 and 1"
+        );
+        assert_eq!(check(r#"{ "cosine": { "min": 1.5 } }"#), "`/gate/cosine`: expected `min` up to 1, got 1.5");
+        assert!(Gate::default().check("/gate").is_ok());
+    }
+}

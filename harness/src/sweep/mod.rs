@@ -1,0 +1,346 @@
+//! The sweep: every pipeline over every dump, written to disk, decoded again, compared, and judged by a gate.
+//!
+//! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
+//! [`canary`].
+
+use std::path::{Path, PathBuf};
+
+use gearbox_core::{Error, Pipeline, PipelineSpec, Registry, Result, ResultExt, Role};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use self::canary::Canary;
+pub use self::row::{LedgerRow, Outcome, RoleBytes, Row};
+pub use self::search::{Found, Objective, Search};
+use crate::atomic::AtomicFile;
+use crate::dump::Dump;
+use crate::entropy::{Entropies, Entropy};
+use crate::gate::Gate;
+use crate::metrics::attention::{Attention, AttentionOptions};
+use crate::pipelines::{self, Grid};
+use crate::receipt::Receipt;
+use crate::report;
+
+pub mod canary;
+mod pareto;
+mod row;
+mod search;
+mod table;
+
+/// A sweep as it is written down.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SweepConfig {
+    /// Dumps to read when none is named on the command line; relative to the config file.
+    pub dumps: Vec<PathBuf>,
+    /// Pipelines; any scalar in them may be `{ "sweep": [ … ] }`. Empty: every codec with default settings in every chunking
+    /// mode, and every transform before every codec.
+    pub pipelines: Vec<Value>,
+    /// Limits that rows are judged by; without them no head's cosine may be below 0.99. If they are given and no row holds them, the sweep
+    /// fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
+    /// Look for the cheapest setting that holds all limits, instead of running every product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
+    /// How attention is replayed where the dump holds queries; null for not at all.
+    pub attention: Option<AttentionOptions>,
+}
+
+impl Default for SweepConfig {
+    fn default() -> Self {
+        let attention = Some(AttentionOptions { queries: Some(256), ..AttentionOptions::default() });
+        Self { dumps: Vec::new(), pipelines: Vec::new(), gate: None, search: None, attention }
+    }
+}
+
+impl SweepConfig {
+    /// Reads a config file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] with file, JSON pointer and what is legal there.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
+        let place = || format!("`{}`", path.display());
+        let value =
+            serde_json::from_str(&text).map_err(|error| Error::invalid_config(error.to_string())).context(place)?;
+        let mut config: Self = gearbox_core::config::from_value(&value).context(place)?;
+        config.check().context(place)?;
+        if let Some(folder) = path.parent() {
+            for dump in &mut config.dumps {
+                *dump = folder.join(&*dump);
+            }
+        }
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.check("/gate"))?;
+        let Some(search) = &self.search else { return Ok(()) };
+        if self.pipelines.is_empty() {
+            return Err(Error::invalid_config("`/search`: expected `pipelines` to search in, got none"));
+        }
+        search.check()
+    }
+
+    /// The pipelines to run: expanded and resolved, in written order.
+    ///
+    /// # Errors
+    /// What [`pipelines::expand`] and [`Pipeline::build`] report, with the number of the pipeline.
+    pub fn pipelines(&self, registry: &Registry) -> Result<Vec<PipelineSpec>> {
+        let mut specs = Vec::new();
+        if self.pipelines.is_empty() {
+            specs = pipelines::defaults(registry);
+        }
+        for (idx, value) in self.pipelines.iter().enumerate() {
+            specs.extend(pipelines::expand(value).context(|| format!("`/pipelines/{idx}`"))?);
+        }
+        for spec in &specs {
+            Pipeline::build(spec, registry).context(|| format!("pipeline {}", spec.to_value()))?;
+        }
+        Ok(specs)
+    }
+}
+
+/// All rows of a sweep and what is needed to run it again.
+#[derive(Debug, Serialize)]
+pub struct Sweep {
+    /// Program, machine and threads.
+    pub receipt: Receipt,
+    /// The limits that rows are judged by.
+    pub gate: Gate,
+    /// Whether the limits were asked for, so that at least one row must hold them.
+    pub gate_required: bool,
+    /// The dumps by path and digest.
+    pub dumps: Vec<DumpFacts>,
+    /// Two per dump.
+    pub canaries: Vec<Canary>,
+    /// One row per dump and pipeline.
+    pub rows: Vec<Row>,
+    /// Pipelines that were left out because they do the same as another one.
+    pub same: Vec<Same>,
+    /// What was looked for.
+    pub search: Option<Search>,
+    /// What a search found, one per pipeline of the config.
+    pub found: Vec<Found>,
+}
+
+/// A pipeline that does the same as another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Same {
+    /// The pipeline that was left out.
+    pub name: String,
+    /// The one that was run.
+    pub same_as: String,
+}
+
+/// What a sweep says of a dump.
+#[derive(Clone, Debug, Serialize)]
+pub struct DumpFacts {
+    /// As it was named.
+    pub path: String,
+    /// xxh3-128 over names, ranges, shapes and tensors.
+    pub digest: String,
+    /// Number of runs.
+    pub runs: usize,
+    /// Number of entries.
+    pub entries: usize,
+    /// Bytes of keys and values.
+    pub original_bytes: u64,
+    /// Entropies of keys and values, means over all of them.
+    pub entropy: Entropy,
+}
+
+/// Where a sweep puts its containers, numbered in the order of the rows.
+#[derive(Debug)]
+pub struct Containers {
+    /// Folder that holds them.
+    pub folder: PathBuf,
+    /// Whether they stay there when their row is done.
+    pub keep: bool,
+    /// Whether files of earlier sweeps may be replaced.
+    pub overwrite: bool,
+}
+
+impl Containers {
+    /// The container of a row.
+    pub fn path(&self, row: usize) -> PathBuf {
+        self.folder.join(format!("{row:04}.gbx"))
+    }
+}
+
+/// A dump with what a sweep says of it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The dump.
+    pub dump: Dump,
+    /// Its path, digest and entropies.
+    pub facts: DumpFacts,
+}
+
+impl Opened {
+    /// Reads the whole dump once, for its digest and entropies.
+    ///
+    /// # Errors
+    /// What reading the tensors reports.
+    pub fn new(dump: Dump) -> Result<Self> {
+        let facts = DumpFacts {
+            path: dump.path.display().to_string(),
+            digest: dump.digest()?,
+            runs: dump.runs.len(),
+            entries: dump.entries(),
+            original_bytes: dump.original_bytes(),
+            entropy: Entropies::of(&dump)?.all,
+        };
+        Ok(Self { dump, facts })
+    }
+
+    /// Channels per head of keys and values, each pair once.
+    fn dims(&self) -> Vec<[usize; 2]> {
+        let dims = self.dump.iter().map(|(_, _, entry)| Role::ALL.map(|role| entry.tensor(role).shape.dim));
+        let mut dims: Vec<_> = dims.collect();
+        dims.sort_unstable();
+        dims.dedup();
+        dims
+    }
+}
+
+/// What runs rows.
+struct Runner<'a> {
+    config: &'a SweepConfig,
+    registry: &'a Registry,
+    containers: &'a Containers,
+    gate: &'a Gate,
+    attention: Option<&'a Attention>,
+    /// Channels per head of keys and values in any dump.
+    dims: Vec<[usize; 2]>,
+    rows: Vec<Row>,
+}
+
+/// Runs a sweep.
+///
+/// # Errors
+/// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
+pub fn run(config: &SweepConfig, dumps: Vec<Opened>, registry: &Registry, containers: &Containers) -> Result<Sweep> {
+    config.check()?;
+    let gate = config.search.as_ref().map(|search| &search.subject_to).or(config.gate.as_ref()).cloned();
+    let (gate_required, gate) = (gate.is_some(), gate.unwrap_or_default());
+    let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
+    dims.sort_unstable();
+    dims.dedup();
+    let attention = config.attention.clone().map(Attention::new).transpose().context(|| "`/attention`".into())?;
+    let attention = attention.as_ref();
+    let mut runner = Runner { config, registry, containers, gate: &gate, attention, dims, rows: Vec::new() };
+    let mut canaries = Vec::new();
+    for opened in &dumps {
+        canaries.extend(canary::run(&opened.dump, &gate, registry, attention)?);
+    }
+    let (mut same, mut found) = (Vec::new(), Vec::new());
+    match &config.search {
+        Some(search) => {
+            for (idx, value) in config.pipelines.iter().enumerate() {
+                found.push(runner.search(search, value, &dumps).context(|| format!("`/pipelines/{idx}`"))?);
+            }
+        }
+        None => same = runner.all(&dumps)?,
+    }
+    let mut rows = runner.rows;
+    pareto::mark(&mut rows);
+    let search = config.search.clone();
+    let dumps = dumps.into_iter().map(|opened| opened.facts).collect();
+    Ok(Sweep { receipt: Receipt::new(registry), gate, gate_required, dumps, canaries, rows, same, search, found })
+}
+
+impl Runner<'_> {
+    /// Runs every pipeline over every dump, and names those that do the same as an earlier one.
+    fn all(&mut self, dumps: &[Opened]) -> Result<Vec<Same>> {
+        let mut kept: Vec<(PipelineSpec, String, Vec<PipelineSpec>)> = Vec::new();
+        let mut same = Vec::new();
+        for spec in self.config.pipelines(self.registry)? {
+            let pipeline = Pipeline::build(&spec, self.registry)?;
+            let effective = self.effective(&pipeline);
+            match kept.iter().find(|(_, _, held)| *held == effective) {
+                Some((_, name, _)) => {
+                    let same_as = format!("{name} {}", pipeline.spec().chunking);
+                    same.push(Same { name: format!("{} {}", pipeline.name(), pipeline.spec().chunking), same_as });
+                }
+                None => kept.push((spec, pipeline.name().to_owned(), effective)),
+            }
+        }
+        for opened in dumps {
+            for (spec, ..) in &kept {
+                self.row(opened, spec)?;
+            }
+        }
+        Ok(same)
+    }
+
+    fn effective(&self, pipeline: &Pipeline) -> Vec<PipelineSpec> {
+        self.dims.iter().map(|dims| pipeline.effective_spec(*dims)).collect()
+    }
+
+    fn search(&mut self, search: &Search, value: &Value, dumps: &[Opened]) -> Result<Found> {
+        let grid = Grid::of(value)?;
+        let lens = grid.lens();
+        let mut known: Vec<(Vec<PipelineSpec>, Vec<usize>)> = Vec::new();
+        let mut numbers = std::collections::BTreeMap::new();
+        let best = search::walk(&lens, |point| {
+            let spec = grid.at(point)?;
+            let pipeline = Pipeline::build(&spec, self.registry).context(|| format!("pipeline {}", spec.to_value()))?;
+            let effective = self.effective(&pipeline);
+            let held = known.iter().find(|(held, _)| *held == effective).map(|(_, rows)| rows.clone());
+            let rows = match held {
+                Some(rows) => rows,
+                None => {
+                    let first = self.rows.len();
+                    dumps.iter().try_for_each(|opened| self.row(opened, &spec))?;
+                    let rows: Vec<_> = (first..self.rows.len()).collect();
+                    known.push((effective, rows.clone()));
+                    rows
+                }
+            };
+            let score = search.score(rows.iter().map(|row| &self.rows[*row]));
+            numbers.insert(point.to_vec(), rows);
+            Ok(score)
+        })?;
+        let best = numbers.remove(&best).unwrap_or_default();
+        let violations: Vec<_> = best.iter().map(|row| search.judge(&self.rows[*row])).collect();
+        let passed = best.iter().zip(&violations).all(|(row, verdict)| self.rows[*row].is_ok() && verdict.passed());
+        Ok(Found { products: lens.iter().product(), evaluated: known.len(), best, passed, violations })
+    }
+
+    /// Runs one pipeline over one dump.
+    fn row(&mut self, opened: &Opened, spec: &PipelineSpec) -> Result<()> {
+        let Opened { dump, facts } = opened;
+        let mut pipeline = Pipeline::build(spec, self.registry)?;
+        let path = self.containers.path(self.rows.len());
+        let mut row = Row::new(dump, &pipeline);
+        let out = AtomicFile::create(&path, self.containers.overwrite)?;
+        let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
+        let outcome = row.fill(dump, &mut pipeline, self.registry, out, self.attention, &bar);
+        bar.finish_and_clear();
+        row.outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        row.floor = Some(facts.entropy.floor);
+        row.gap = row.bits_per_value.map(|bits| bits - facts.entropy.floor);
+        row.verdict = row.is_ok().then(|| self.gate.judge(|metric| row.measured(metric)));
+        if !self.containers.keep && row.stored_bytes > 0 {
+            std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
+impl Sweep {
+    /// Whether a row ended well, every other one was not legal to begin with, the canaries ended as they must, and what was asked for in
+    /// the gate or the search was found.
+    pub fn passed(&self) -> bool {
+        let held = |row: &Row| row.verdict.as_ref().is_some_and(crate::gate::Verdict::passed);
+        self.rows.iter().any(Row::is_ok)
+            && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_)))
+            && self.canaries.iter().all(|canary| canary.problem.is_none())
+            && (!self.gate_required || self.rows.iter().any(held))
+            && self.found.iter().all(|found| found.passed)
+    }
+}
