@@ -8,5 +8,6 @@ mod golden_bitstream;
 mod golden_gear;
 mod golden_offline;
 mod lossless;
+mod matrix;
 mod run;
 mod sweeps;

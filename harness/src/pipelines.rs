@@ -118,7 +118,14 @@ pub fn expand(value: &Value) -> Result<Vec<PipelineSpec>> {
         Err(error) if values.len() > 1 => Err(error.context(format!("pipeline {value}"))),
         spec => spec,
     };
-    values.iter().map(spec).collect()
+    let mut specs = values.iter().map(spec).collect::<Result<Vec<PipelineSpec>>>()?;
+    // A name that was given for all products says which is which; sweeps within sweeps are left to their derived names.
+    if let Ok(grid) = Grid::of(value) {
+        for (spec, point) in specs.iter_mut().zip(grid.points()) {
+            grid.name(&point, spec);
+        }
+    }
+    Ok(specs)
 }
 
 /// A pipeline with its sweeps as axes, for a search that does not run every product.
@@ -155,9 +162,38 @@ impl Grid {
                 place.clone_from(&values[*idx]);
             }
         }
-        config::from_value(&value).context(|| format!("pipeline {value}"))
+        let mut spec = config::from_value(&value).context(|| format!("pipeline {value}"))?;
+        self.name(point, &mut spec);
+        Ok(spec)
+    }
+
+    /// Every point, the last axis fastest.
+    fn points(&self) -> Vec<Vec<usize>> {
+        let none = vec![Vec::new()];
+        self.axes.iter().fold(none, |points, (_, values)| {
+            let longer = |point: &Vec<usize>, idx: usize| [&point[..], &[idx]].concat();
+            points.iter().flat_map(|point| (0..values.len()).map(move |idx| longer(point, idx))).collect()
+        })
+    }
+
+    /// Adds the settings of a point to the name of its pipeline, if it has one.
+    fn name(&self, point: &[usize], spec: &mut PipelineSpec) {
+        let Some(name) = spec.name.as_mut().filter(|_| !self.axes.is_empty()) else { return };
+        let setting = |((pointer, values), idx): (&(String, Vec<Value>), &usize)| {
+            let places = pointer.split('/').filter(|place| {
+                !place.is_empty() && !place.bytes().all(|byte| byte.is_ascii_digit()) && !STRUCTURE.contains(place)
+            });
+            let value = &values[*idx];
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            format!("{} {value}", places.collect::<Vec<_>>().join(" "))
+        };
+        let settings: Vec<_> = self.axes.iter().zip(point).map(setting).collect();
+        name.push_str(&format!(" ({})", settings.join(", ")));
     }
 }
+
+/// Parts of a JSON pointer that every pipeline has.
+const STRUCTURE: [&str; 3] = ["routes", "transforms", "codec"];
 
 fn find_axes(value: &Value, pointer: &str, axes: &mut Vec<(String, Vec<Value>)>) -> Result<()> {
     match value {
@@ -278,6 +314,18 @@ mod tests {
         assert_eq!(lens, [2, 3]);
         let point: Vec<_> = grid.lens().iter().map(|len| len - 1).collect();
         let spec = grid.at(&point).unwrap().to_value();
+        let named = json!({
+            "name": "front",
+            "routes": [{ "key": { "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }, "codec": { "id": { "sweep": ["lz4", "gear"] } } }]
+        });
+        let names: Vec<_> = expand(&named).unwrap().into_iter().filter_map(|spec| spec.name).collect();
+        let expected = [
+            "front (id lz4, key level 1)",
+            "front (id lz4, key level 3)",
+            "front (id gear, key level 1)",
+            "front (id gear, key level 3)",
+        ];
+        assert_eq!(names, expected);
         assert_eq!((&spec["chunking"]["tokens"], &spec["routes"][0]["codec"]["level"]), (&json!(128), &json!(9)));
         let nested = Grid::of(&json!({ "routes": { "sweep": [1, [{ "sweep": [2] }]] } })).unwrap_err();
         assert_eq!(nested.to_string(), "`/routes/sweep/1/0`: a search takes no `sweep` within a `sweep`");

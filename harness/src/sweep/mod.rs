@@ -206,6 +206,9 @@ impl Opened {
     }
 }
 
+/// Queries per head that are replayed behind a lossless pipeline.
+const EXACT_QUERIES: usize = 16;
+
 /// What runs rows.
 struct Runner<'a> {
     config: &'a SweepConfig,
@@ -213,6 +216,8 @@ struct Runner<'a> {
     containers: &'a Containers,
     gate: &'a Gate,
     attention: Option<&'a Attention>,
+    /// For lossless pipelines, where a few queries show as much as all: that nothing changed.
+    exact_attention: Option<&'a Attention>,
     /// Channels per head of keys and values in any dump.
     dims: Vec<[usize; 2]>,
     rows: Vec<Row>,
@@ -230,8 +235,17 @@ pub fn run(config: &SweepConfig, dumps: Vec<Opened>, registry: &Registry, contai
     dims.sort_unstable();
     dims.dedup();
     let attention = config.attention.clone().map(Attention::new).transpose().context(|| "`/attention`".into())?;
-    let attention = attention.as_ref();
-    let mut runner = Runner { config, registry, containers, gate: &gate, attention, dims, rows: Vec::new() };
+    let few = |attention: &Attention| {
+        let options = attention.options().clone();
+        Attention::new(AttentionOptions {
+            queries: Some(options.queries.unwrap_or(EXACT_QUERIES).min(EXACT_QUERIES)),
+            ..options
+        })
+    };
+    let exact_attention = attention.as_ref().map(few).transpose()?;
+    let (attention, exact_attention) = (attention.as_ref(), exact_attention.as_ref());
+    let mut runner =
+        Runner { config, registry, containers, gate: &gate, attention, exact_attention, dims, rows: Vec::new() };
     let mut canaries = Vec::new();
     for opened in &dumps {
         canaries.extend(canary::run(&opened.dump, &gate, registry, attention)?);
@@ -318,7 +332,8 @@ impl Runner<'_> {
         let mut row = Row::new(dump, &pipeline);
         let out = AtomicFile::create(&path, self.containers.overwrite)?;
         let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
-        let outcome = row.fill(dump, &mut pipeline, self.registry, out, self.attention, &bar);
+        let attention = if pipeline.is_lossless() { self.exact_attention } else { self.attention };
+        let outcome = row.fill(dump, &mut pipeline, self.registry, out, attention, &bar);
         bar.finish_and_clear();
         row.outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
         row.floor = Some(facts.entropy.floor);
