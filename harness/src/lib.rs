@@ -8,6 +8,7 @@ pub mod dump;
 pub mod engine;
 pub mod entropy;
 pub mod exp;
+pub mod gate;
 pub mod metrics;
 pub mod pipelines;
 pub mod receipt;
