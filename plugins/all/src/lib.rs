@@ -54,15 +54,20 @@ mod tests {
             [
                 "adaptive-v22",
                 "arithmetic",
+                "block-norm",
+                "clip",
+                "clip-quant",
                 "gear",
                 "gear-delta",
                 "huffman",
                 "lz4",
                 "pcodec",
                 "planes",
+                "quant",
                 "rans",
                 "store",
                 "token-ref",
+                "truncate",
                 "zstd"
             ]
         );

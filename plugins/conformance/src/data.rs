@@ -236,7 +236,7 @@ pub(crate) fn value(elem: Elem, bytes: &[u8]) -> f64 {
 }
 
 /// Bits that an element may use.
-fn width(elem: Elem) -> u32 {
+pub(crate) fn width(elem: Elem) -> u32 {
     match elem {
         Elem::Bits(bits) => u32::from(bits.clamp(1, 16)),
         other => other.size() as u32 * 8,
@@ -244,7 +244,7 @@ fn width(elem: Elem) -> u32 {
 }
 
 /// Bits of the mantissa; `None` for integers.
-fn mantissa(elem: Elem) -> Option<u32> {
+pub(crate) fn mantissa(elem: Elem) -> Option<u32> {
     match elem {
         Elem::F16 => Some(10),
         Elem::Bf16 => Some(7),
@@ -253,7 +253,8 @@ fn mantissa(elem: Elem) -> Option<u32> {
     }
 }
 
-fn collect(elem: Elem, values: impl Iterator<Item = u32>) -> Vec<u8> {
+/// The bytes of elements.
+pub(crate) fn collect(elem: Elem, values: impl Iterator<Item = u32>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.size_hint().0.saturating_mul(elem.size()));
     for value in values {
         bytes.extend_from_slice(&value.to_le_bytes()[..elem.size()]);

@@ -17,7 +17,7 @@
 //!
 //! | What the kit attacks | How |
 //! |---|---|
-//! | exactness, declared bounds | grids of shapes and kinds of data, among them every 16-bit pattern, NaN payloads, subnormals |
+//! | exactness, declared bounds | grids of shapes and kinds of data, among them every 16-bit pattern, NaN payloads, subnormals; chunks of huge, tiny, nearly equal and very different numbers |
 //! | context | with and without every part that is needed or wanted, keys and values |
 //! | buffers | prefix of `out`, `max_encoded_len`, unfilled bytes, wrong lengths |
 //! | damage | every truncation and bit flip of small outputs, samples of larger ones, bytes behind the end; lanes missing or of another shape |
@@ -148,6 +148,7 @@ macro_rules! __properties {
             [transform, $($argument),*]
             round_trip_keeps_the_bound_over_shapes
             round_trip_keeps_the_bound_over_data
+            round_trip_keeps_the_bound_over_magnitudes
             empty_chunks_round_trip
             lanes_are_well_formed
             inverse_fills_every_byte

@@ -18,6 +18,7 @@ enum Fault {
     WrongAtOneShape,
     QuietsNan,
     BreaksBound,
+    FlushesSubnormals,
     PanicsOnEmpty,
     DottedName,
     ValuesAboveWidth,
@@ -74,7 +75,11 @@ impl LossyTransform for Mutant {
     }
 
     fn bound(&self) -> Bound {
-        if self.is(BreaksBound) { Bound::Absolute(1e-3) } else { Bound::Lossless }
+        match self.fault {
+            BreaksBound => Bound::Absolute(1e-3),
+            FlushesSubnormals => Bound::Peak(1e-3),
+            _ => Bound::Lossless,
+        }
     }
 
     fn forward(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut Latents) -> Result<()> {
@@ -90,6 +95,7 @@ impl LossyTransform for Mutant {
                 WrongAtOneShape if (shape.seq, shape.heads, shape.dim) == (17, 8, 80) && element == 9 => word[0] ^= 1,
                 QuietsNan if word[1] & 0x7C == 0x7C && (word[1] & 3 != 0 || word[0] != 0) => word[1] |= 2,
                 BreaksBound => word[0] = 0,
+                FlushesSubnormals if word[1] & 0x7C == 0 => *word = [0; 2],
                 BelongsToOneThread if owner != thread::current().id() => *word = [0; 2],
                 _ => {}
             }
@@ -161,10 +167,11 @@ fn sound_transform_passes_everything() {
 
 #[test]
 fn every_fault_is_found_by_its_property() {
-    let expected: [(Fault, Property); 18] = [
+    let expected: [(Fault, Property); 19] = [
         (WrongAtOneShape, transform::round_trip_keeps_the_bound_over_shapes),
         (QuietsNan, transform::round_trip_keeps_the_bound_over_data),
         (BreaksBound, transform::round_trip_keeps_the_bound_over_data),
+        (FlushesSubnormals, transform::round_trip_keeps_the_bound_over_magnitudes),
         (PanicsOnEmpty, transform::empty_chunks_round_trip),
         (DottedName, transform::lanes_are_well_formed),
         (ValuesAboveWidth, transform::lanes_are_well_formed),

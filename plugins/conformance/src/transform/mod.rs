@@ -24,7 +24,7 @@ pub use damage::{
 };
 pub use round_trip::{
     empty_chunks_round_trip, inverse_fills_every_byte, lanes_are_well_formed, round_trip_keeps_the_bound_over_data,
-    round_trip_keeps_the_bound_over_shapes, undeclared_dtypes_are_refused,
+    round_trip_keeps_the_bound_over_magnitudes, round_trip_keeps_the_bound_over_shapes, undeclared_dtypes_are_refused,
 };
 
 /// Runs every property, in the order of the tests that [`transform_tests!`](crate::transform_tests) makes.

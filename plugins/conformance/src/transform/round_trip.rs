@@ -3,9 +3,9 @@
 use gearbox_core::{DType, Elem, Entry, ErrorKind, Latents, LossyTransform, Role, Shape, bits};
 use serde_json::Value;
 
-use super::Subject;
+use super::{Subject, Trial};
 use crate::Outcome;
-use crate::data::{Case, DATA_SHAPES, DataKind, EMPTY_SHAPES, grid};
+use crate::data::{Case, DATA_SHAPES, DataKind, EMPTY_SHAPES, SplitMix64, collect, grid, mantissa, width};
 use crate::outcome::Check;
 use crate::sharing::Subject as _;
 
@@ -34,6 +34,71 @@ pub fn round_trip_keeps_the_bound_over_data(entry: &Entry<dyn LossyTransform>, s
                     DATA_SHAPES.into_iter().chain(complete).flat_map(|shape| subject.trials_of(elem, shape, kind))
                 {
                     cases.check(&trial, || subject.round_trip(&trial))?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where the numbers of a chunk lie, for bounds that are relative to them.
+#[derive(Clone, Copy, Debug)]
+enum Span {
+    /// All subnormal.
+    Subnormal,
+    /// Next to the largest finite number, of both signs.
+    Huge,
+    /// Next to the smallest normal number, of one sign.
+    Tiny,
+    /// Each channel a few steps around a value of its own.
+    Narrow,
+    /// Each channel one value.
+    Still,
+    /// Small numbers, and one in fifty the largest.
+    Spiky,
+    /// Each channel of another magnitude, over all exponents.
+    Wide,
+}
+
+impl Span {
+    const ALL: [Self; 7] =
+        [Self::Subnormal, Self::Huge, Self::Tiny, Self::Narrow, Self::Still, Self::Spiky, Self::Wide];
+
+    fn bytes(self, case: &Case) -> Vec<u8> {
+        let (elem, shape) = (case.spec.elem, case.spec.shape);
+        let (sign, mantissa) = (1u32 << (width(elem) - 1), mantissa(elem).unwrap_or_default());
+        let infinity = sign - (1 << mantissa);
+        let mut random = SplitMix64::new(case.seed);
+        // Room for a few steps on each side.
+        let values: Vec<u32> =
+            (0..shape.row()).map(|_| 4 + random.below(infinity - 8) + random.below(2) * sign).collect();
+        let elements = (0..shape.elements()).map(|element| {
+            let own = values[element % values.len()];
+            match self {
+                Self::Subnormal => random.below(1 << mantissa) + random.below(2) * sign,
+                Self::Huge => infinity - 1 - random.below(5) + random.below(2) * sign,
+                Self::Tiny => (1 << mantissa) + random.below(5),
+                Self::Narrow => own - 2 + random.below(5),
+                Self::Still => own,
+                Self::Spiky if random.below(50) == 0 => infinity - 1,
+                Self::Spiky => infinity / 2 + random.below(1 << mantissa),
+                Self::Wide => own & (sign | infinity) | random.below(1 << mantissa),
+            }
+        });
+        collect(elem, elements)
+    }
+}
+
+/// Chunks of subnormal, huge, tiny, nearly equal and very different numbers come back within the bound.
+pub fn round_trip_keeps_the_bound_over_magnitudes(entry: &Entry<dyn LossyTransform>, settings: &Value) -> Outcome {
+    Outcome::of("round_trip_keeps_the_bound_over_magnitudes", |cases| {
+        let subject = Subject::new(entry, settings)?;
+        let shapes = [Shape::new(1, 1, 80), Shape::new(40, 2, 33), Shape::new(130, 1, 7)];
+        for elem in subject.elements()? {
+            for (span, shape) in Span::ALL.into_iter().flat_map(|span| shapes.map(|shape| (span, shape))) {
+                for trial in subject.trials_of(elem, shape, DataKind::Walk) {
+                    let trial = Trial { bytes: span.bytes(&trial.case), ..trial };
+                    cases.check(format!("{trial}, but {span:?} numbers"), || subject.round_trip(&trial))?;
                 }
             }
         }
