@@ -1,13 +1,13 @@
 //! The main job: sweeps over real dumps.
 
 use gearbox_core::Kind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::run::{json, run, sample, stderr, stdout, text};
+use crate::run::{json as json_of, run, sample, stderr, stdout, text};
 
 #[test]
 fn sweep_without_arguments_decodes_every_codec_exactly_on_the_sample() {
-    let sweep = json(&["sweep"]);
+    let sweep = json_of(&["sweep"]);
     let rows = sweep["rows"].as_array().unwrap();
     let registry = gearbox_plugins::registry().unwrap();
     let count = |kind| registry.entries().filter(|entry| entry.kind() == kind).count();
@@ -23,10 +23,139 @@ fn sweep_without_arguments_decodes_every_codec_exactly_on_the_sample() {
     }
 }
 
+/// A sweep from a config that must end with this status.
+fn sweep_of(config: &Value, status: i32) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sweep.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    serde_json::from_slice(&run(&["sweep", text(&path), "--json"], status).stdout).unwrap()
+}
+
+/// `quant` before `rans`, in chunks of 128 tokens.
+fn quant(settings: &Value) -> Value {
+    let mut transform = json!({ "id": "quant" });
+    transform.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    json!({
+        "name": "quant",
+        "routes": [{ "transforms": [transform], "codec": { "codes": { "id": "rans" }, "*": { "id": "zstd" } } }],
+        "chunking": { "mode": "chunked-grouped", "tokens": 128 }
+    })
+}
+
+#[test]
+fn canaries_show_that_nothing_is_lost_and_that_a_broken_head_is_caught() {
+    let sweep = sweep_of(&json!({ "pipelines": [{ "routes": [{ "codec": { "id": "store" } }] }] }), 0);
+    let [identity, flipped] = &sweep["canaries"].as_array().unwrap()[..] else { panic!("{sweep}") };
+    assert_eq!((&identity["problem"], &identity["error"]["changed"]), (&Value::Null, &Value::from(0)));
+    assert_eq!(identity["attention"]["output_error"], 0.0);
+    assert_eq!((&flipped["name"], &flipped["problem"]), (&Value::from("flipped-head"), &Value::Null));
+    let cosine = flipped["error"]["cosine"].as_f64().unwrap();
+    let worst = flipped["worst_head_cosine"].as_f64().unwrap();
+    assert!(cosine > 0.99 && worst < 0.6, "{flipped}");
+}
+
+#[test]
+fn gate_that_lets_a_broken_head_pass_fails_the_sweep() {
+    let config = json!({ "pipelines": [quant(&json!({}))], "gate": { "nmse": { "max": 0.1 } } });
+    let sweep = sweep_of(&config, 1);
+    assert_eq!(sweep["rows"][0]["verdict"]["violations"], json!([]));
+    let problem = sweep["canaries"][1]["problem"].as_str().unwrap();
+    assert!(problem.contains("add a limit on the worst head"), "{problem}");
+}
+
+#[test]
+fn search_finds_the_cheapest_setting_of_the_whole_grid_in_fewer_rows() {
+    let bits: Vec<_> = (2..=12).collect();
+    let limits = json!({ "worst_head_cosine": { "min": 0.998 }, "kl_p99": { "max": 0.02 } });
+    let pipeline = quant(&json!({ "bits": { "sweep": bits } }));
+    let search = json!({ "minimise": "bytes", "subject_to": limits });
+    let config = json!({ "pipelines": [pipeline], "search": search });
+    let sweep = sweep_of(&config, 0);
+    let found = &sweep["found"][0];
+    assert!(found["passed"].as_bool().unwrap() && found["evaluated"].as_u64() < found["products"].as_u64(), "{found}");
+    let best = &sweep["rows"][found["best"][0].as_u64().unwrap() as usize];
+
+    let all = sweep_of(&json!({ "pipelines": [pipeline], "gate": limits }), 0);
+    let passing = all["rows"].as_array().unwrap().iter().filter(|row| row["verdict"]["violations"] == json!([]));
+    let cheapest = passing.min_by_key(|row| row["stored_bytes"].as_u64().unwrap()).unwrap();
+    assert_eq!((&best["name"], &best["stored_bytes"]), (&cheapest["name"], &cheapest["stored_bytes"]));
+    assert_eq!(best["name"], "quant (bits 5)");
+}
+
+#[test]
+fn search_without_a_result_names_the_nearest_miss_and_what_it_violates() {
+    let limits = json!({ "nmse": { "max": 1e-9 }, "worst_head_cosine": { "min": 0.9 } });
+    let search = json!({ "minimise": "bytes", "subject_to": limits });
+    let config = json!({ "pipelines": [quant(&json!({ "bits": { "sweep": [2, 4, 8] } }))], "search": search });
+    let sweep = sweep_of(&config, 1);
+    let found = &sweep["found"][0];
+    assert_eq!(found["passed"], false);
+    assert_eq!(found["violations"][0]["violations"][0]["metric"], "nmse");
+    assert_eq!(sweep["rows"][found["best"][0].as_u64().unwrap() as usize]["name"], "quant (bits 8)");
+}
+
+#[test]
+fn settings_that_do_the_same_run_once() {
+    // The sample has 64 channels per head.
+    let pipeline = |block: u64| json!({ "routes": [{ "transforms": [{ "id": "block-norm", "block": block }], "codec": { "id": "zstd" } }] });
+    let sweep = sweep_of(&json!({ "pipelines": [pipeline(64), pipeline(128), pipeline(32)] }), 0);
+    assert_eq!((sweep["rows"].as_array().unwrap().len(), sweep["same"].as_array().unwrap().len()), (2, 1));
+    assert!(sweep["same"][0]["name"].as_str().unwrap().contains("block=128"), "{}", sweep["same"]);
+}
+
+#[test]
+fn lossy_rows_carry_errors_attention_verdict_and_escapes() {
+    let config = json!({ "pipelines": [quant(&json!({ "bits": 4, "outliers": 0.01 }))] });
+    let sweep = sweep_of(&config, 0);
+    let row = &sweep["rows"][0];
+    let (nmse, worst) =
+        (row["error"]["all"]["nmse"].as_f64().unwrap(), row["error"]["all"]["worst_nmse"]["nmse"].as_f64().unwrap());
+    assert!(0.0 < nmse && nmse < worst && worst < 0.1, "{nmse} {worst}");
+    assert_eq!(row["error"]["heads"].as_array().unwrap().len(), 6 * 2 * 2);
+    let attention = &row["attention"];
+    assert!(
+        attention["all"]["kl_p99"].as_f64().unwrap() > 0.0 && attention["worst_output"]["head"].is_u64(),
+        "{attention}"
+    );
+    // One in a hundred values of each group of 64, at least.
+    assert!(row["escapes"].as_u64().unwrap() > 811_008 / 200, "{}", row["escapes"]);
+    assert_eq!((&row["pareto"], &row["verdict"]["violations"]), (&Value::from(true), &json!([])));
+}
+
+#[test]
+fn illegal_settings_of_transforms_name_pointer_and_range_before_any_work() {
+    let refused = |transform: Value| {
+        let pipeline = json!({ "routes": [{ "transforms": [transform], "codec": { "id": "zstd" } }] });
+        stderr(&["sweep", "--pipeline", &pipeline.to_string()], 2)
+    };
+    for (transform, expected) in [
+        (json!({ "id": "quant", "bits": 1 }), "`/routes/0/transforms/0/bits`: 1 is out of range, expected 2 to 16"),
+        (
+            json!({ "id": "quant", "group": 0 }),
+            "`/routes/0/transforms/0/group`: 0 is out of range, expected at least 1",
+        ),
+        (json!({ "id": "quant", "outliers": 0.6 }), "`/routes/0/transforms/0/outliers`: 0.6 is out of range"),
+        (json!({ "id": "block-norm", "block": 0 }), "`/routes/0/transforms/0/block`: 0 is out of range"),
+        (
+            json!({ "id": "block-norm", "mode": "reference", "top_k": 1.5 }),
+            "`/routes/0/transforms/0/top_k`: 1.5 is out of range",
+        ),
+        (json!({ "id": "clip", "low": 99, "high": 1 }), "/low`: 99"),
+        (json!({ "id": "clip", "method": "percentil" }), "`/routes/0/transforms/0/method`"),
+        (
+            json!({ "id": "truncate", "mantissa_bits": 24 }),
+            "`/routes/0/transforms/0/mantissa_bits`: 24 is out of range, expected 0 to 23",
+        ),
+    ] {
+        let message = refused(transform);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
 #[test]
 fn same_sweep_stores_the_same_bytes_for_any_number_of_threads() {
     let stored = |threads| {
-        let sweep = json(&["sweep", "--threads", threads]);
+        let sweep = json_of(&["sweep", "configs/sweeps/lossless.json", "--threads", threads]);
         let rows = sweep["rows"].as_array().unwrap().clone();
         rows.iter().map(|row| row["stored_bytes"].as_u64().unwrap()).collect::<Vec<_>>()
     };
@@ -52,7 +181,7 @@ fn kept_containers_are_the_rows_of_the_table_and_of_the_csv() {
 
 #[test]
 fn rows_tell_how_far_they_are_from_the_order_0_floor() {
-    let sweep = json(&[
+    let sweep = json_of(&[
         "sweep",
         "--pipeline",
         "store",
@@ -72,7 +201,7 @@ fn rows_tell_how_far_they_are_from_the_order_0_floor() {
 
 #[test]
 fn entropies_of_the_sample_are_those_of_an_independent_count() {
-    let found = json(&["dump", "info", "--entropy"])["entropy"].take();
+    let found = json_of(&["dump", "info", "--entropy"])["entropy"].take();
     let keys = &found["roles"][0];
     assert_eq!((&keys["role"], &keys["values"]), (&Value::from("key"), &Value::from(405_504)));
     // By NumPy: means over six layers.
@@ -101,7 +230,7 @@ fn sweep_of_settings_runs_each_once() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("levels.json");
     std::fs::write(&config, pipeline).unwrap();
-    let sweep = json(&["sweep", text(&config)]);
+    let sweep = json_of(&["sweep", text(&config)]);
     let levels: Vec<_> = sweep["rows"]
         .as_array()
         .unwrap()
@@ -114,7 +243,7 @@ fn sweep_of_settings_runs_each_once() {
 #[test]
 fn pipeline_of_the_command_line_may_hold_sweeps() {
     let pipeline = r#"{ "routes": [{ "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }] }"#;
-    assert_eq!(json(&["sweep", "--pipeline", pipeline])["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(json_of(&["sweep", "--pipeline", pipeline])["rows"].as_array().unwrap().len(), 2);
     let message = stderr(&["bench", "--pipeline", pipeline], 2);
     assert!(message.contains("`/routes/0/codec/level`: expected one pipeline"), "{message}");
 }
@@ -122,7 +251,7 @@ fn pipeline_of_the_command_line_may_hold_sweeps() {
 #[test]
 fn pipeline_that_is_not_legal_is_a_row_with_its_reason() {
     let pipeline = r#"{ "routes": [{ "layers": "0..2", "codec": { "id": "gear" } }] }"#;
-    let sweep = json(&["sweep", "--pipeline", pipeline, "--pipeline", "store"]);
+    let sweep = json_of(&["sweep", "--pipeline", pipeline, "--pipeline", "store"]);
     let rows = sweep["rows"].as_array().unwrap();
     assert_eq!(rows[0]["state"], "unsupported");
     let reason = rows[0]["reason"].as_str().unwrap();
@@ -132,7 +261,7 @@ fn pipeline_that_is_not_legal_is_a_row_with_its_reason() {
 
 #[test]
 fn receipt_names_versions_threads_and_the_input_digest() {
-    let sweep = json(&["sweep", "--pipeline", "store", "--dump", text(&sample())]);
+    let sweep = json_of(&["sweep", "--pipeline", "store", "--dump", text(&sample())]);
     assert_eq!(sweep["receipt"]["version"], env!("CARGO_PKG_VERSION"));
     assert!(sweep["receipt"]["threads"].as_u64().unwrap() > 0);
     assert_eq!(sweep["dumps"][0]["digest"], "1a3300b260a6e979bcd78fd57882c468");
@@ -150,8 +279,17 @@ fn wrong_settings_name_pointer_and_range_before_any_work() {
 
 #[test]
 fn bench_measures_both_directions_and_verifies() {
-    let bench =
-        json(&["bench", "--pipeline", "gear-delta", "--pipeline", "store", "--repeats", "2", "--max-bytes", "300000"]);
+    let bench = json_of(&[
+        "bench",
+        "--pipeline",
+        "gear-delta",
+        "--pipeline",
+        "store",
+        "--repeats",
+        "2",
+        "--max-bytes",
+        "300000",
+    ]);
     let rows = bench["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 8, "two pipelines, keys and values, prefill and decode");
     assert!(rows.iter().all(|row| row["encode_mb_s"]["median"].as_f64().unwrap() > 0.0));
@@ -159,7 +297,7 @@ fn bench_measures_both_directions_and_verifies() {
 
 #[test]
 fn plugins_are_listed_and_shown_with_ranges() {
-    let list = json(&["plugin", "list"]);
+    let list = json_of(&["plugin", "list"]);
     let ids: Vec<_> = list.as_array().unwrap().iter().map(|entry| entry["id"].as_str().unwrap()).collect();
     assert!(ids.is_sorted() && ids.contains(&"gear-delta"), "{ids:?}");
     let shown = stdout(&["plugin", "show", "zstd"]);

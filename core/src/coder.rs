@@ -250,6 +250,11 @@ impl ChunkCoder {
         for RoutedLane { spec, bytes, .. } in lanes {
             let start = out.bytes.len();
             let (_, codec) = self.codec(&spec.name)?;
+            let takes = codec.capabilities().elems;
+            if !takes.contains(spec.elem) {
+                let refused = Error::unsupported(format!("its codec takes {takes}, got {}", spec.elem));
+                return Err(refused.context(spec.to_string()));
+            }
             let lane = LaneRef::new(&spec, &bytes)?;
             codec.encode(lane, cx, &mut out.bytes).context(|| spec.to_string())?;
             let mut coding = LaneCoding::Codec;
