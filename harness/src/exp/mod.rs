@@ -8,8 +8,13 @@ use crate::status::Status;
 
 pub mod bench_latency;
 pub mod bitstream;
+pub mod blocknorm;
+pub mod blocknorm_sweep;
 pub mod gear_fp16;
 mod input;
+mod lossy;
+pub mod lossy_compare;
+pub mod mixed;
 pub mod offline_lossless;
 #[cfg(test)]
 mod samples;
@@ -17,6 +22,7 @@ pub mod text;
 pub mod verify_roundtrip;
 
 pub use input::InputArgs;
+pub use lossy::{CommonArgs, CompressMode};
 
 /// One experiment.
 #[derive(Clone, Debug, Subcommand)]
@@ -29,6 +35,14 @@ pub enum ExpCommand {
     OfflineLossless(offline_lossless::OfflineLosslessArgs),
     /// Time encode and decode of every entry
     BenchLatency(bench_latency::BenchLatencyArgs),
+    /// Measure front layers that are lossless and other layers that are quantised or truncated
+    Mixed(mixed::MixedArgs),
+    /// Measure layers that are normalised in blocks along the channels
+    Blocknorm(blocknorm::BlocknormArgs),
+    /// Measure a grid of block sizes, shares of kept scales and bits
+    BlocknormSweep(blocknorm_sweep::BlocknormSweepArgs),
+    /// Measure clipping, quantisation and both
+    LossyCompare(lossy_compare::LossyCompareArgs),
     /// Write sign, exponent and mantissa of every F16 entry as Huffman codes
     HuffmanEncode(bitstream::EncodeArgs),
     /// Decode what `huffman-encode` wrote, compare it or write it as a dump
@@ -54,6 +68,10 @@ impl ExpCommand {
             Self::OfflineLossless(args) => args.run(registry, json),
             Self::VerifyRoundtrip(args) => args.run(registry, json),
             Self::BenchLatency(args) => args.run(registry, json),
+            Self::Mixed(args) => args.run(registry, json),
+            Self::Blocknorm(args) => args.run(registry, json),
+            Self::BlocknormSweep(args) => args.run(registry, json),
+            Self::LossyCompare(args) => args.run(registry, json),
             Self::HuffmanEncode(args) => args.run::<Huffman>(json),
             Self::HuffmanDecode(args) => args.run::<Huffman>(json),
             Self::HuffmanAnalyze(args) => args.run::<Huffman>(json),
@@ -62,4 +80,9 @@ impl ExpCommand {
             Self::ArithAnalyze(args) => args.run::<Arithmetic>(json),
         }
     }
+}
+
+/// Original ÷ stored; zero if nothing was stored.
+fn ratio(original: u64, stored: u64) -> f64 {
+    if stored == 0 { 0.0 } else { original as f64 / stored as f64 }
 }

@@ -34,7 +34,10 @@ impl Display for Float {
         // Rust's two forms have the same digits; only the choice between them differs.
         if size == 0.0 || (1e-4..1e16).contains(&size) || size.is_infinite() {
             let point = if size.fract() == 0.0 { ".0" } else { "" };
-            return write!(f, "{value}{point}");
+            return match even(value) {
+                Some(text) => f.write_str(&text),
+                None => write!(f, "{value}{point}"),
+            };
         }
         let scientific = format!("{value:e}");
         match scientific.split_once("e-") {
@@ -42,6 +45,19 @@ impl Display for Float {
             None => f.write_str(&scientific.replace('e', "e+")),
         }
     }
+}
+
+/// The fixed form of a value that lies in the middle between two shortest ones: the reference takes the even one, Rust the upper one.
+fn even(value: f64) -> Option<String> {
+    // The value is an odd number divided by two to the power of `places`, and so has as many decimals.
+    let bits = value.to_bits();
+    let exponent = i64::from((bits >> 52 & 0x7FF) as u32) - 1075;
+    let places = -exponent - i64::from((bits | 1 << 52).trailing_zeros());
+    // From 1e-4 on, 17 digits end at the 21st decimal.
+    let decimals = usize::try_from(places).ok().filter(|places| (2..=22).contains(places))? - 1;
+    let even = format!("{value:.decimals$}");
+    let shortest = value.to_string();
+    (even.len() == shortest.len() && even != shortest && even.parse() == Ok(value)).then_some(even)
 }
 
 /// The cells of one CSV row, filled from left to right.
@@ -110,6 +126,11 @@ mod tests {
             (1e100, "1e+100"),
             (5e-324, "5e-324"),
             (-2.5, "-2.5"),
+            (0.117_771_148_681_640_63, "0.11777114868164062"),
+            (-0.001_201_152_801_513_671_9, "-0.0012011528015136719"),
+            (0.000_732_421_875, "0.000732421875"),
+            (0.5, "0.5"),
+            (0.25, "0.25"),
             (f64::NAN, "nan"),
             (f64::INFINITY, "inf"),
             (f64::NEG_INFINITY, "-inf"),

@@ -30,11 +30,6 @@ pub(super) struct Metrics {
     pub lo_entropy: f64,
 }
 
-/// Raw ÷ stored; zero if nothing was stored.
-pub(super) fn ratio(raw: u64, stored: u64) -> f64 {
-    if stored == 0 { 0.0 } else { raw as f64 / stored as f64 }
-}
-
 impl Metrics {
     /// Bytes of either stream.
     pub fn half(&self) -> u64 {

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::Row;
 use super::bins::Bins;
-use super::measure::{Measured, ratio};
+use super::measure::Measured;
+use crate::exp::ratio;
 
 /// A way to store a tensor, in the order of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,7 +3,8 @@
 use gearbox_core::Role;
 
 use super::Row;
-use super::measure::{Metrics, ratio};
+use super::measure::Metrics;
+use crate::exp::ratio;
 use crate::exp::text::{Cells, Float};
 
 /// Columns of one role where elements have two bytes.
