@@ -199,7 +199,7 @@ impl Gate {
             let low = limit.min.is_none_or(|min| value.is_some_and(|value| value >= min));
             let high = limit.max.is_none_or(|max| value.is_some_and(|value| value <= max));
             let measured = value.is_some();
-            (!(low && high && measured)).then(|| Violation { metric: *metric, value, limit: *limit })
+            (!(low && high && measured)).then_some(Violation { metric: *metric, value, limit: *limit })
         };
         Verdict { violations: self.0.iter().filter_map(violation).collect() }
     }

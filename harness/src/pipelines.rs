@@ -188,7 +188,7 @@ impl Grid {
             format!("{} {value}", places.collect::<Vec<_>>().join(" "))
         };
         let settings: Vec<_> = self.axes.iter().zip(point).map(setting).collect();
-        name.push_str(&format!(" ({})", settings.join(", ")));
+        *name = format!("{name} ({})", settings.join(", "));
     }
 }
 
@@ -318,14 +318,14 @@ mod tests {
             "name": "front",
             "routes": [{ "key": { "codec": { "id": "zstd", "level": { "sweep": [1, 3] } } }, "codec": { "id": { "sweep": ["lz4", "gear"] } } }]
         });
-        let names: Vec<_> = expand(&named).unwrap().into_iter().filter_map(|spec| spec.name).collect();
+        let found: Vec<_> = expand(&named).unwrap().into_iter().filter_map(|spec| spec.name).collect();
         let expected = [
             "front (id lz4, key level 1)",
             "front (id lz4, key level 3)",
             "front (id gear, key level 1)",
             "front (id gear, key level 3)",
         ];
-        assert_eq!(names, expected);
+        assert_eq!(found, expected);
         assert_eq!((&spec["chunking"]["tokens"], &spec["routes"][0]["codec"]["level"]), (&json!(128), &json!(9)));
         let nested = Grid::of(&json!({ "routes": { "sweep": [1, [{ "sweep": [2] }]] } })).unwrap_err();
         assert_eq!(nested.to_string(), "`/routes/sweep/1/0`: a search takes no `sweep` within a `sweep`");

@@ -59,7 +59,7 @@ impl SweepConfig {
     /// Reads a config file.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`] with file, JSON pointer and what is legal there.
+    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) with file, JSON pointer and what is legal there.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         let place = || format!("`{}`", path.display());
@@ -304,15 +304,14 @@ impl Runner<'_> {
             let pipeline = Pipeline::build(&spec, self.registry).context(|| format!("pipeline {}", spec.to_value()))?;
             let effective = self.effective(&pipeline);
             let held = known.iter().find(|(held, _)| *held == effective).map(|(_, rows)| rows.clone());
-            let rows = match held {
-                Some(rows) => rows,
-                None => {
-                    let first = self.rows.len();
-                    dumps.iter().try_for_each(|opened| self.row(opened, &spec))?;
-                    let rows: Vec<_> = (first..self.rows.len()).collect();
-                    known.push((effective, rows.clone()));
-                    rows
-                }
+            let rows = if let Some(rows) = held {
+                rows
+            } else {
+                let first = self.rows.len();
+                dumps.iter().try_for_each(|opened| self.row(opened, &spec))?;
+                let rows: Vec<_> = (first..self.rows.len()).collect();
+                known.push((effective, rows.clone()));
+                rows
             };
             let score = search.score(rows.iter().map(|row| &self.rows[*row]));
             numbers.insert(point.to_vec(), rows);

@@ -125,7 +125,9 @@ pub(super) fn walk(lens: &[usize], mut evaluate: impl FnMut(&[usize]) -> Result<
         } else if steps.iter().all(|step| *step == 1) {
             return Ok(at);
         } else {
-            steps.iter_mut().for_each(|step| *step = step.div_ceil(2));
+            for step in &mut steps {
+                *step = step.div_ceil(2);
+            }
         }
     }
 }
@@ -197,14 +199,14 @@ mod tests {
 
     #[test]
     fn cheapest_point_within_the_limit_is_found_without_trying_all() {
+        let half = |place: usize| 1.0 / (1u64 << place) as f64;
         for wanted in 0..15 {
-            let error = |point: &[usize]| 0.5f64.powi(point[0] as i32);
-            let (best, evaluated) = walk_over(&[15], 0.5f64.powi(wanted), error);
-            assert_eq!(best, [wanted as usize]);
+            let (best, evaluated) = walk_over(&[15], half(wanted), |point| half(point[0]));
+            assert_eq!(best, [wanted]);
             assert!(evaluated <= 11, "{evaluated}");
         }
         // The second axis matters four times as much.
-        let error = |point: &[usize]| 0.5f64.powi(point[0] as i32) + 4.0 * 0.5f64.powi(point[1] as i32);
+        let error = |point: &[usize]| half(point[0]) + 4.0 * half(point[1]);
         let (best, evaluated) = walk_over(&[15, 15], 0.1, error);
         assert_eq!((best, evaluated < 80), (vec![4, 7], true), "{evaluated}");
     }
