@@ -1,10 +1,14 @@
 //! The one error type of the workspace.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// What went wrong, for programs; the message of an [`Error`] is for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The caller's settings are wrong; the message holds the JSON pointer and the legal range.
@@ -31,6 +35,41 @@ pub enum ErrorKind {
     Io,
     /// A plugin panicked; the fault is its author's or ours.
     PluginPanicked,
+    /// The process of an isolated plugin ended on its own: by the signal of this name, or else by `exit` or `bad-reply`.
+    #[serde(skip)]
+    PluginCrashed(#[serde(skip)] &'static str),
+    /// An isolated plugin used up the time of a call.
+    PluginTimedOut,
+    /// An isolated plugin asked for more memory than it may have.
+    OutOfMemory,
+    /// A plugin wrote more or fewer bytes than it may, or behind the end of a buffer.
+    WrongLength,
+}
+
+impl ErrorKind {
+    /// The state in which a plugin that fails like this leaves a call, as tables name it.
+    ///
+    /// One of `unsupported`, `error`, `panicked`, `crashed(…)` with the signal, `timed-out`, `out-of-memory`, `wrong-length`, `mismatch`.
+    ///
+    /// # Examples
+    /// ```
+    /// use gearbox_core::ErrorKind;
+    ///
+    /// assert_eq!(ErrorKind::PluginCrashed("SIGSEGV").state(), "crashed(SIGSEGV)");
+    /// assert_eq!(ErrorKind::Corrupt.state(), "error");
+    /// ```
+    pub fn state(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Unsupported | Self::UnsupportedDType => "unsupported",
+            Self::PluginPanicked => "panicked",
+            Self::PluginCrashed(how) => return Cow::Owned(format!("crashed({how})")),
+            Self::PluginTimedOut => "timed-out",
+            Self::OutOfMemory => "out-of-memory",
+            Self::WrongLength => "wrong-length",
+            Self::Mismatch => "mismatch",
+            _ => "error",
+        })
+    }
 }
 
 /// Shorthand for a result with the workspace's [`Error`].

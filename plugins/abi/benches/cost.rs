@@ -1,0 +1,166 @@
+//! What the boundary costs: a codec that copies, built in, in a Rust library and in a C library; and the time to load a library.
+//!
+//! `cargo bench -p gearbox-abi`. One thread. The first table alternates the arms within one loop, so that they see the same machine, and
+//! prints the median of each and its ratio to the built-in; criterion's own figures follow.
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gearbox_abi::{Host, Source, load};
+use gearbox_core::{
+    AnyEntry, Capabilities, Codec, Context, Elem, ElemSet, Error, LaneRef, LaneSpec, Result, Role, Shape,
+};
+use serde_json::{Value, json};
+
+/// The codec that the libraries hold, linked in.
+#[derive(Debug)]
+struct BuiltIn;
+
+impl Codec for BuiltIn {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(ElemSet::ALL)
+    }
+
+    fn config(&self) -> Value {
+        json!({})
+    }
+
+    fn max_encoded_len(&self, lane: &LaneSpec) -> usize {
+        lane.byte_len()
+    }
+
+    fn encode(&self, lane: LaneRef<'_>, _: &Context<'_>, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(lane.bytes());
+        Ok(())
+    }
+
+    fn decode(&self, encoded: &[u8], _: &LaneSpec, _: &Context<'_>, out: &mut [u8]) -> Result<()> {
+        if encoded.len() != out.len() {
+            return Err(Error::corrupt("wrong length"));
+        }
+        out.copy_from_slice(encoded);
+        Ok(())
+    }
+}
+
+/// Folder of this build's artifacts, such as `target/release`.
+fn artifacts() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.ancestors().nth(2).unwrap().to_owned()
+}
+
+fn rust_library() -> PathBuf {
+    let target = artifacts().parent().unwrap().to_owned();
+    let cargo = Command::new(env!("CARGO"))
+        .args(["build", "--release", "-p", "gearbox-abi", "--example", "zoo", "--target-dir"])
+        .arg(&target)
+        .status();
+    assert!(cargo.unwrap().success());
+    artifacts().join(format!("examples/{}zoo{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX))
+}
+
+fn c_library(folder: &Path) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let library = folder.join(format!("copy{}", std::env::consts::DLL_SUFFIX));
+    let cc = Command::new("cc")
+        .args(["-std=c11", "-O2", "-shared", "-fPIC", "-I"])
+        .arg(root.join("include"))
+        .arg(root.join("benches/copy.c"))
+        .arg("-o")
+        .arg(&library)
+        .status();
+    assert!(cc.unwrap().success());
+    library
+}
+
+fn codec(path: &Path, id: &str) -> Arc<dyn Codec> {
+    let host = Host { guarded: false, ..Host::default() };
+    let library = load(&Source::from(path), &host).unwrap();
+    let found = library.entries.iter().find(|entry| entry.id() == id).unwrap();
+    let AnyEntry::Codec(entry) = found else { unreachable!("a codec") };
+    entry.build(&json!({})).unwrap()
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+const SIZES: [usize; 8] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+
+fn bench(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().unwrap();
+    let (rust, c) = (rust_library(), c_library(folder.path()));
+    for (name, path) in [("rust", &rust), ("c", &c)] {
+        let start = Instant::now();
+        let library = load(&Source::from(path.as_path()), &Host::default()).unwrap();
+        let len = std::fs::metadata(path).unwrap().len();
+        println!("load {name}: {:?} for {len} bytes, {} plugins", start.elapsed(), library.entries.len());
+    }
+    let arms: [(&str, Arc<dyn Codec>); 4] = [
+        ("built-in", Arc::new(BuiltIn)),
+        ("rust, in place", codec(&rust, "copy")),
+        ("rust, via Vec", codec(&rust, "copy-via-vec")),
+        ("c", codec(&c, "copy")),
+    ];
+    let cx = Context::new(0, Role::Key, 0);
+    let lanes: Vec<(LaneSpec, Vec<u8>)> = SIZES
+        .iter()
+        .map(|size| (LaneSpec::new("tensor", Elem::F16, Shape::new(size / 256, 1, 128)), vec![0x5A; *size]))
+        .collect();
+    println!("{:>10} {:>8} {:>16} {:>14} {:>8}", "bytes", "", "arm", "median ns", "ratio");
+    for (spec, bytes) in &lanes {
+        // As the chunk coder does: one buffer for all chunks.
+        let (mut out, mut back) = (Vec::with_capacity(bytes.len() + 64), vec![0; bytes.len()]);
+        let rounds = (1 << 30) / bytes.len().max(1 << 17);
+        let mut times = vec![[const { Vec::new() }; 2]; arms.len()];
+        for _ in 0..rounds.max(31) {
+            for ((_, codec), times) in arms.iter().zip(&mut times) {
+                let lane = LaneRef::new(spec, bytes).unwrap();
+                out.clear();
+                let start = Instant::now();
+                codec.encode(black_box(lane), &cx, &mut out).unwrap();
+                times[0].push(start.elapsed().as_nanos() as f64);
+                let start = Instant::now();
+                codec.decode(black_box(&out), spec, &cx, &mut back).unwrap();
+                times[1].push(start.elapsed().as_nanos() as f64);
+            }
+        }
+        let medians: Vec<[f64; 2]> = times.into_iter().map(|arm| arm.map(median)).collect();
+        for (idx, what) in ["encode", "decode"].into_iter().enumerate() {
+            for ((name, _), arm) in arms.iter().zip(&medians) {
+                println!(
+                    "{:>10} {what:>8} {name:>16} {:>14.0} {:>8.4}",
+                    bytes.len(),
+                    arm[idx],
+                    arm[idx] / medians[0][idx]
+                );
+            }
+        }
+    }
+    let mut group = criterion.benchmark_group("copy");
+    for (spec, bytes) in lanes.iter().filter(|(_, bytes)| [4 << 10, 1 << 20, 64 << 20].contains(&bytes.len())) {
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        for (name, codec) in &arms {
+            let mut out = Vec::with_capacity(bytes.len() + 64);
+            group.bench_function(BenchmarkId::new(format!("encode {name}"), bytes.len()), |b| {
+                b.iter(|| {
+                    out.clear();
+                    codec.encode(black_box(LaneRef::new(spec, bytes).unwrap()), &cx, &mut out).unwrap();
+                });
+            });
+            let mut back = vec![0; bytes.len()];
+            group.bench_function(BenchmarkId::new(format!("decode {name}"), bytes.len()), |b| {
+                b.iter(|| codec.decode(black_box(bytes), spec, &cx, &mut back).unwrap());
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

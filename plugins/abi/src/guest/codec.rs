@@ -1,0 +1,284 @@
+//! Codecs behind the functions of the ABI.
+
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use gearbox_core::{Codec, Context, Error, Kind, LaneRef, Plugin, Pool, Result, Sample};
+
+use super::{
+    Common, Exported, Output, Probe, answer, build, describe, export, give, given, guarded, pour, pour_json, take,
+};
+use crate::convert::{self, Received, slice, slice_mut};
+use crate::raw;
+
+/// A codec that can write its output where the host wants it.
+///
+/// Optional: without it, what [`Codec::encode`] appended is copied once more. That costs one pass over the encoded bytes, which only the
+/// fastest codecs notice. [`export_plugins!`](crate::export_plugins) finds by itself whether a codec has it.
+pub trait EncodeInto: Codec {
+    /// Writes what [`Codec::encode`] appends.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Output<'_>) -> Result<()>;
+}
+
+/// What the host holds of a codec.
+struct Object {
+    codec: Arc<dyn Codec>,
+    /// The same codec, if it writes in place.
+    in_place: Option<Arc<dyn EncodeInto>>,
+    /// Buffers of those that do not.
+    buffers: Pool<Vec<u8>>,
+}
+
+/// Exports a codec that writes in place; preferred to [`ViaVec`] by the order in which methods are looked up.
+#[doc(hidden)]
+pub trait InPlace {
+    fn codec(&self) -> Exported;
+}
+
+/// Exports any codec.
+#[doc(hidden)]
+pub trait ViaVec {
+    fn codec(&self) -> Exported;
+}
+
+impl<P: Plugin + EncodeInto + 'static> InPlace for Probe<P> {
+    fn codec(&self) -> Exported {
+        exported::<P>(build_in_place::<P>)
+    }
+}
+
+impl<P: Plugin + Codec + 'static> ViaVec for &Probe<P> {
+    fn codec(&self) -> Exported {
+        exported::<P>(build_via_vec::<P>)
+    }
+}
+
+type Build = unsafe extern "C" fn(raw::Str, *mut *mut c_void, *mut raw::ErrorText) -> i32;
+
+fn exported<P: Plugin>(build: Build) -> Exported {
+    const TABLE: raw::CodecTable = raw::CodecTable {
+        size: raw::size_of::<raw::CodecTable>(),
+        max_encoded_len: Some(max_encoded_len),
+        encode: Some(encode),
+        decode: Some(decode),
+        train: Some(train),
+        with_artifact: Some(with_artifact),
+    };
+    let common = Common { kind: Kind::Codec, build, drop, config, capabilities };
+    export(raw::Plugin { codec: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
+}
+
+// In all functions below the host upholds what `docs/ABI.md` says: pointers are valid for the call, `object` came from `build` of the same
+// plugin, output buffers are not shared. That is what their SAFETY comments call the contract of the ABI.
+
+unsafe extern "C" fn build_via_vec<P: Plugin + Codec + 'static>(
+    settings: raw::Str,
+    object: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        let wrap = |codec: P| Object { codec: Arc::new(codec), in_place: None, buffers: Pool::default() };
+        // SAFETY: the contract of the ABI.
+        unsafe { build(settings, object, wrap) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn build_in_place<P: Plugin + EncodeInto + 'static>(
+    settings: raw::Str,
+    object: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        let wrap = |codec: P| {
+            let codec: Arc<dyn EncodeInto> = Arc::new(codec);
+            Object { codec: Arc::<dyn EncodeInto>::clone(&codec), in_place: Some(codec), buffers: Pool::default() }
+        };
+        // SAFETY: the contract of the ABI.
+        unsafe { build(settings, object, wrap) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn drop(object: *mut c_void) {
+    // SAFETY: the contract of the ABI.
+    unsafe { take::<Object>(object) };
+}
+
+/// # Safety
+/// `object` is null or came from `build` of a codec.
+unsafe fn object<'a>(object: *const c_void) -> Result<&'a Object> {
+    // SAFETY: as the caller promises.
+    unsafe { given(object.cast()) }
+}
+
+unsafe extern "C" fn config(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || pour_json(json, &object(this)?.codec.config())) }
+}
+
+unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabilities, error: *mut raw::ErrorText) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.codec.capabilities()))) }
+}
+
+unsafe extern "C" fn max_encoded_len(
+    this: *const c_void,
+    lane: *const raw::LaneSpec,
+    len: *mut usize,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (codec, lane) = unsafe { (&object(this)?.codec, convert::lane_spec_from(given(lane)?)?) };
+        // SAFETY: the contract of the ABI.
+        unsafe { answer(len, codec.max_encoded_len(&lane)) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn encode(
+    this: *const c_void,
+    lane: *const raw::Lane,
+    cx: *const raw::Context,
+    out: *mut u8,
+    capacity: usize,
+    len: *mut usize,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, lane, received) = unsafe { (object(this)?, given(lane)?, Received::new(cx)?) };
+        // SAFETY: the contract of the ABI.
+        let (spec, bytes, cx) =
+            unsafe { (convert::lane_spec_from(&lane.spec)?, slice(lane.data, lane.len), received.context()?) };
+        let lane = LaneRef::new(&spec, bytes)?;
+        let spare: &mut [MaybeUninit<u8>] = if capacity == 0 || out.is_null() {
+            &mut []
+        } else {
+            // SAFETY: the contract of the ABI: `out` is writable for `capacity` bytes, by nobody else; its contents need not exist.
+            unsafe { std::slice::from_raw_parts_mut(out.cast(), capacity) }
+        };
+        let mut out = Output::new(spare);
+        match &object.in_place {
+            Some(codec) => codec.encode_into(lane, &cx, &mut out)?,
+            None => object.buffers.with(Vec::new, |buffer| {
+                buffer.clear();
+                object.codec.encode(lane, &cx, buffer)?;
+                out.extend_from_slice(buffer)
+            })?,
+        }
+        // SAFETY: the contract of the ABI.
+        unsafe { answer(len, out.len()) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn decode(
+    this: *const c_void,
+    encoded: *const u8,
+    encoded_len: usize,
+    lane: *const raw::LaneSpec,
+    cx: *const raw::Context,
+    out: *mut u8,
+    len: usize,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, spec, received) =
+            unsafe { (object(this)?, convert::lane_spec_from(given(lane)?)?, Received::new(cx)?) };
+        // SAFETY: the contract of the ABI; the host's output is initialised and not shared.
+        let (cx, encoded, out) = unsafe { (received.context()?, slice(encoded, encoded_len), slice_mut(out, len)) };
+        object.codec.decode(encoded, &spec, &cx, out)
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+/// The samples of the host.
+struct Incoming<'a> {
+    samples: &'a raw::Samples,
+    /// The first sample that could not be read; ends the iteration.
+    failed: Option<Error>,
+}
+
+impl Iterator for Incoming<'_> {
+    type Item = Sample<'static>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.samples.next?;
+        let empty = raw::LaneSpec { name: convert::text(""), elem: 0, bits: 0, seq: 0, heads: 0, dim: 0 };
+        let lane = raw::Lane { spec: empty, data: std::ptr::null(), len: 0 };
+        let mut sample = raw::Sample { lane, layer: 0, role: 0 };
+        // SAFETY: the contract of the ABI: the function takes its own state, and writes a sample that is valid until the next call.
+        let more = self.failed.is_none() && unsafe { next(self.samples.state, &raw mut sample) } == 1;
+        // SAFETY: as above; the bytes are copied before the next call, because the trait lets a codec keep them.
+        let read = more.then(|| unsafe { read_sample(&sample) })?;
+        read.map_err(|error| self.failed = Some(error)).ok()
+    }
+}
+
+/// # Safety
+/// The sample is valid for the call.
+unsafe fn read_sample(sample: &raw::Sample) -> Result<Sample<'static>> {
+    // SAFETY: as the caller promises.
+    let (spec, bytes) =
+        unsafe { (convert::lane_spec_from(&sample.lane.spec)?, slice(sample.lane.data, sample.lane.len)) };
+    Ok(Sample { spec, bytes: bytes.to_vec().into(), layer: sample.layer, role: convert::role(sample.role)? })
+}
+
+unsafe extern "C" fn train(
+    this: *const c_void,
+    samples: *const raw::Samples,
+    artifact: *const raw::Sink,
+    trained: *mut u32,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, samples) = unsafe { (object(this)?, given(samples)?) };
+        let mut samples = Incoming { samples, failed: None };
+        let made = object.codec.train(&mut samples)?;
+        if let Some(error) = samples.failed {
+            return Err(error);
+        }
+        if let Some(made) = &made {
+            // SAFETY: the contract of the ABI.
+            unsafe { pour(artifact, &made.0) }?;
+        }
+        // SAFETY: the contract of the ABI.
+        unsafe { answer(trained, made.is_some().into()) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn with_artifact(
+    this: *const c_void,
+    artifact: *const u8,
+    len: usize,
+    with: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, artifact) = unsafe { (object(this)?, slice(artifact, len)) };
+        match object.codec.with_artifact(artifact)? {
+            // SAFETY: the contract of the ABI.
+            Some(codec) => unsafe { give(with, Object { codec, in_place: None, buffers: Pool::default() }) },
+            // SAFETY: the contract of the ABI.
+            None => unsafe { answer(with, std::ptr::null_mut()) },
+        }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}

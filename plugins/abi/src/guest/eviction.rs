@@ -1,0 +1,139 @@
+//! Eviction policies behind the functions of the ABI.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use gearbox_core::{
+    AttentionStep, CacheGeometry, CacheView, Error, EvictionPolicy, EvictionSession, KeepSet, Kind, Plugin, Result,
+};
+
+use super::{Common, Exported, answer, build, describe, export, give, given, guarded, pour_json, take};
+use crate::convert::{self, slice};
+use crate::raw;
+use crate::status::OK;
+
+/// What the host holds of a policy.
+type Object = Arc<dyn EvictionPolicy>;
+/// What the host holds of a session.
+type Session = Box<dyn EvictionSession>;
+
+/// Exports an eviction policy.
+#[doc(hidden)]
+pub fn eviction<P: Plugin + EvictionPolicy + 'static>() -> Exported {
+    const TABLE: raw::EvictionTable = raw::EvictionTable {
+        size: raw::size_of::<raw::EvictionTable>(),
+        session: Some(session),
+        observe: Some(observe),
+        plan: Some(plan),
+        drop_session: Some(drop_session),
+    };
+    let common = Common { kind: Kind::Eviction, build: build_one::<P>, drop, config, capabilities };
+    export(raw::Plugin { eviction: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
+}
+
+// The SAFETY comments below mean the contract of `docs/ABI.md`, which the host upholds; see the codec's.
+
+unsafe extern "C" fn build_one<P: Plugin + EvictionPolicy + 'static>(
+    settings: raw::Str,
+    object: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let wrap = |plugin: P| -> Object { Arc::new(plugin) };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || build(settings, object, wrap)) }
+}
+
+unsafe extern "C" fn drop(object: *mut c_void) {
+    // SAFETY: the contract of the ABI.
+    unsafe { take::<Object>(object) };
+}
+
+/// # Safety
+/// `object` is null or came from `build` of a policy.
+unsafe fn object<'a>(object: *const c_void) -> Result<&'a Object> {
+    // SAFETY: as the caller promises.
+    unsafe { given(object.cast()) }
+}
+
+unsafe extern "C" fn config(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || pour_json(json, &object(this)?.config())) }
+}
+
+unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabilities, error: *mut raw::ErrorText) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.capabilities()))) }
+}
+
+unsafe extern "C" fn session(
+    this: *const c_void,
+    geometry: *const raw::Geometry,
+    out: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, raw) = unsafe { (object(this)?, raw::read(geometry)) };
+        let raw = raw.ok_or_else(|| Error::invalid_input("the geometry is null or too short"))?;
+        let raw::Geometry { layer, layers, q_heads, kv_heads, dim, .. } = raw;
+        let session: Session = object.session(&CacheGeometry { layer, layers, q_heads, kv_heads, dim })?;
+        // SAFETY: the contract of the ABI.
+        unsafe { give(out, session) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+/// # Safety
+/// `session` is null, or came from `session` and is used by this call alone.
+unsafe fn session_mut<'a>(session: *mut c_void) -> Result<&'a mut Session> {
+    // SAFETY: as the caller promises.
+    unsafe { session.cast::<Session>().as_mut() }.ok_or_else(|| Error::invalid_input("the session is null"))
+}
+
+unsafe extern "C" fn observe(this: *mut c_void, step: *const raw::AttentionStep, error: *mut raw::ErrorText) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI; the host lets one thread at a time use a session.
+        let (session, raw) = unsafe { (session_mut(this)?, raw::read(step)) };
+        let raw = raw.ok_or_else(|| Error::invalid_input("the attention step is null or too short"))?;
+        // SAFETY: the contract of the ABI.
+        let (live, probabilities) =
+            unsafe { (slice(raw.live, raw.live_count), slice(raw.probabilities, raw.probability_count)) };
+        session.observe(&AttentionStep { first_query: raw.first_query, queries: raw.queries, live, probabilities })
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn plan(
+    this: *mut c_void,
+    cache: *const raw::CacheView,
+    out: *const raw::KeepSink,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI; the host lets one thread at a time use a session.
+        let (session, raw, sink) = unsafe { (session_mut(this)?, raw::read(cache), given(out)?) };
+        let raw = raw.ok_or_else(|| Error::invalid_input("the view of the cache is null or too short"))?;
+        // SAFETY: the contract of the ABI.
+        let live = unsafe { slice(raw.live, raw.live_count) };
+        let keep = sink.keep.ok_or_else(|| Error::invalid_input("the host's keep sink has no function"))?;
+        let put = |mode, list: &[u32]| {
+            // SAFETY: the contract of the ABI: the function takes its own state; the list lives until the call returns.
+            let code = unsafe { keep(sink.state, mode, list.as_ptr(), list.len()) };
+            if code == OK { Ok(()) } else { Err(Error::unsupported("the host refuses the keep set")) }
+        };
+        match session.plan(&CacheView { seen: raw.seen, live })? {
+            KeepSet::All => put(0, &[]),
+            KeepSet::Shared(list) => put(1, &list),
+            KeepSet::PerHead(lists) => lists.iter().try_for_each(|list| put(2, list)),
+        }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn drop_session(this: *mut c_void) {
+    // SAFETY: the contract of the ABI.
+    unsafe { take::<Session>(this) };
+}

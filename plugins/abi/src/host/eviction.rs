@@ -1,0 +1,163 @@
+//! Loaded eviction policies.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use gearbox_core::{
+    AttentionStep, CacheGeometry, CacheView, Capabilities, EvictionPolicy, EvictionSession, KeepSet, Result,
+};
+use serde_json::Value;
+
+use super::{Object, required};
+use crate::convert;
+use crate::raw;
+use crate::status::{OK, OTHER, checked};
+
+/// An eviction policy of a loaded library.
+#[derive(Debug)]
+pub(super) struct LoadedPolicy {
+    object: Arc<Object>,
+    table: raw::EvictionTable,
+}
+
+impl LoadedPolicy {
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for the three kinds")]
+    pub(super) fn new(object: Object, table: raw::EvictionTable) -> Result<Self> {
+        Ok(Self { object: Arc::new(object), table })
+    }
+}
+
+impl EvictionPolicy for LoadedPolicy {
+    fn capabilities(&self) -> Capabilities {
+        self.object.declared
+    }
+
+    fn config(&self) -> Value {
+        self.object.config.clone()
+    }
+
+    fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
+        let session = required(self.table.session, "session")?;
+        let CacheGeometry { layer, layers, q_heads, kv_heads, dim } = *geometry;
+        let geometry = raw::Geometry { size: raw::size_of::<raw::Geometry>(), layer, layers, q_heads, kv_heads, dim };
+        let mut place = std::ptr::null_mut();
+        // SAFETY: the object belongs to this table; everything pointed to lives for the call.
+        checked(|error| unsafe { session(self.object.place, &raw const geometry, &raw mut place, error) })?;
+        if place.is_null() {
+            return Err(self.object.fault("expected a session, got null and no error"));
+        }
+        Ok(Box::new(LoadedSession { place, policy: Arc::clone(&self.object), table: self.table, kv_heads }))
+    }
+}
+
+/// A session of a loaded policy, which outlives it.
+struct LoadedSession {
+    place: *mut c_void,
+    policy: Arc<Object>,
+    table: raw::EvictionTable,
+    kv_heads: usize,
+}
+
+// SAFETY: the ABI demands that a session can be used, and freed, by any thread, one at a time.
+unsafe impl Send for LoadedSession {}
+
+impl Drop for LoadedSession {
+    fn drop(&mut self) {
+        if let Some(drop_session) = self.table.drop_session {
+            // SAFETY: the plugin made the session, nobody else holds it, and it is not used again. Its policy still exists.
+            unsafe { drop_session(self.place) };
+        }
+    }
+}
+
+impl EvictionSession for LoadedSession {
+    fn observe(&mut self, step: &AttentionStep<'_>) -> Result<()> {
+        let observe = required(self.table.observe, "observe")?;
+        let step = raw::AttentionStep {
+            size: raw::size_of::<raw::AttentionStep>(),
+            first_query: step.first_query,
+            queries: step.queries,
+            live: step.live.as_ptr(),
+            live_count: step.live.len(),
+            probabilities: step.probabilities.as_ptr(),
+            probability_count: step.probabilities.len(),
+        };
+        // SAFETY: the session belongs to this table and is used by this call alone; everything pointed to lives for the call.
+        checked(|error| unsafe { observe(self.place, &raw const step, error) })
+    }
+
+    fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
+        let plan = required(self.table.plan, "plan")?;
+        let live = cache.live.len();
+        let cache = raw::CacheView {
+            size: raw::size_of::<raw::CacheView>(),
+            seen: cache.seen,
+            live: cache.live.as_ptr(),
+            live_count: live,
+        };
+        let mut kept = Kept { all: false, shared: None, heads: Vec::new(), live, kv_heads: self.kv_heads, wrong: None };
+        let sink = raw::KeepSink { state: (&raw mut kept).cast(), keep: Some(keep) };
+        // SAFETY: the session belongs to this table and is used by this call alone; everything pointed to lives for the call.
+        let called = checked(|error| unsafe { plan(self.place, &raw const cache, &raw const sink, error) });
+        if let Some(wrong) = kept.wrong {
+            return Err(self.policy.fault(&wrong));
+        }
+        called?;
+        match kept {
+            Kept { all: true, shared: None, heads, .. } if heads.is_empty() => Ok(KeepSet::All),
+            Kept { all: false, shared: Some(list), heads, .. } if heads.is_empty() => Ok(KeepSet::Shared(list)),
+            Kept { all: false, shared: None, heads, .. } if heads.len() == self.kv_heads => Ok(KeepSet::PerHead(heads)),
+            Kept { all, shared, heads, .. } => Err(self.policy.fault(&format!(
+                "expected all tokens, one shared list or {} lists, got {}, {} and {}",
+                self.kv_heads,
+                if all { "all" } else { "not all" },
+                usize::from(shared.is_some()),
+                heads.len()
+            ))),
+        }
+    }
+}
+
+/// What a plan says so far.
+struct Kept {
+    all: bool,
+    shared: Option<Vec<u32>>,
+    heads: Vec<Vec<u32>>,
+    live: usize,
+    kv_heads: usize,
+    wrong: Option<String>,
+}
+
+impl Kept {
+    fn take(&mut self, mode: u32, list: &[u32]) -> Result<(), String> {
+        if let Some((one, next)) = list.iter().zip(list.iter().skip(1)).find(|(one, next)| one >= next) {
+            return Err(format!("expected ascending indices of tokens, got {one} and then {next}"));
+        }
+        if let Some(last) = list.last().filter(|last| **last as usize >= self.live) {
+            return Err(format!("expected indices below the {} live tokens, got {last}", self.live));
+        }
+        match mode {
+            0 if list.is_empty() => self.all = true,
+            1 if self.shared.is_none() => self.shared = Some(list.to_vec()),
+            2 if self.heads.len() < self.kv_heads => self.heads.push(list.to_vec()),
+            0 => return Err("expected no list with all tokens".to_owned()),
+            1 => return Err("expected one shared list, got another".to_owned()),
+            2 => return Err(format!("expected lists for {} KV heads, got another", self.kv_heads)),
+            other => return Err(format!("expected a keep set of mode 0, 1 or 2, got {other}")),
+        }
+        Ok(())
+    }
+}
+
+unsafe extern "C" fn keep(state: *mut c_void, mode: u32, indices: *const u32, count: usize) -> i32 {
+    // SAFETY: `plan` made the state, which lives until the plugin's call returns; the plugin uses it from one thread at a time.
+    let kept = unsafe { &mut *state.cast::<Kept>() };
+    // SAFETY: the plugin promises that `indices` is readable for `count` numbers during this call.
+    match kept.take(mode, unsafe { convert::slice(indices, count) }) {
+        Ok(()) => OK,
+        Err(wrong) => {
+            kept.wrong.get_or_insert(wrong);
+            OTHER
+        }
+    }
+}
