@@ -327,7 +327,8 @@ fn panic_of_a_plugin_is_a_failed_row_and_the_sweep_goes_on() {
     let specs = ["fragile", "store"].map(|id| PipelineSpec::of_codec(PluginSpec::new(id), Chunking::PerEntry));
     let config = SweepConfig { pipelines: specs.map(|spec| spec.to_value()).to_vec(), ..SweepConfig::default() };
     let rows = sweep::run(&config, vec![Opened::new(dump).unwrap()], &registry, &containers).unwrap().rows;
-    let Outcome::Failed(reason) = &rows[0].outcome else { panic!("{:?}", rows[0].outcome) };
+    let Outcome::Failed { state, reason } = &rows[0].outcome else { panic!("{:?}", rows[0].outcome) };
+    assert_eq!(state, "panicked");
     assert!(reason.contains("layer 2") && reason.contains("a plugin panicked: layer 2 is too deep"), "{reason}");
     assert_eq!(rows[1].outcome, Outcome::Ok);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

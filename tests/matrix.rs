@@ -69,7 +69,7 @@ fn cell(row: &Row) -> String {
     match &row.outcome {
         Outcome::Ok => "success".into(),
         Outcome::Unsupported(reason) => format!("unsupported: {reason}"),
-        Outcome::Failed(reason) => format!("failure: {reason}"),
+        Outcome::Failed { state, reason } => format!("failure ({state}): {reason}"),
     }
 }
 

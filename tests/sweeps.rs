@@ -56,11 +56,14 @@ fn canaries_show_that_nothing_is_lost_and_that_a_broken_head_is_caught() {
 
 #[test]
 fn gate_that_lets_a_broken_head_pass_fails_the_sweep() {
-    let config = json!({ "pipelines": [quant(&json!({}))], "gate": { "nmse": { "max": 0.1 } } });
-    let sweep = sweep_of(&config, 1);
+    let config = |gate: Value| json!({ "pipelines": [quant(&json!({}))], "gate": gate });
+    let sweep = sweep_of(&config(json!({ "nmse": { "max": 0.1 }, "worst_head_cosine": { "min": 0.0 } })), 1);
     assert_eq!(sweep["rows"][0]["verdict"]["violations"], json!([]));
     let problem = sweep["canaries"][1]["problem"].as_str().unwrap();
-    assert!(problem.contains("add a limit on the worst head"), "{problem}");
+    assert!(problem.contains("tighten `worst_head_cosine`"), "{problem}");
+    // Other limits come on top of the default one.
+    let sweep = sweep_of(&config(json!({ "nmse": { "max": 0.1 } })), 0);
+    assert_eq!(sweep["gate"]["worst_head_cosine"]["min"], 0.99);
 }
 
 #[test]
@@ -92,6 +95,19 @@ fn search_without_a_result_names_the_nearest_miss_and_what_it_violates() {
     assert_eq!(found["passed"], false);
     assert_eq!(found["violations"][0]["violations"][0]["metric"], "nmse");
     assert_eq!(sweep["rows"][found["best"][0].as_u64().unwrap() as usize]["name"], "quant (bits 8)");
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_rows_with_their_reason() {
+    let mode = json!({ "mode": { "sweep": ["default", "reference"] }, "symmetric": true });
+    let sweep = sweep_of(&json!({ "pipelines": [quant(&mode)] }), 0);
+    let rows = sweep["rows"].as_array().unwrap();
+    assert_eq!((rows[0]["state"].as_str(), rows[1]["state"].as_str()), (Some("ok"), Some("unsupported")));
+    assert!(rows[1]["reason"].as_str().unwrap().contains("`/symmetric`"), "{}", rows[1]["reason"]);
+    // Alone, or if none is legal, they are a mistake.
+    let pipeline = quant(&json!({ "mode": "reference", "symmetric": true }));
+    let message = stderr(&["sweep", "--pipeline", &pipeline.to_string()], 2);
+    assert!(message.contains("`/symmetric`"), "{message}");
 }
 
 #[test]
@@ -140,7 +156,7 @@ fn illegal_settings_of_transforms_name_pointer_and_range_before_any_work() {
             json!({ "id": "block-norm", "mode": "reference", "top_k": 1.5 }),
             "`/routes/0/transforms/0/top_k`: 1.5 is out of range",
         ),
-        (json!({ "id": "clip", "low": 99, "high": 1 }), "/low`: 99"),
+        (json!({ "id": "clip", "low": 99, "high": 1 }), "expected `low` below `high`, got 99 and 1"),
         (json!({ "id": "clip", "method": "percentil" }), "`/routes/0/transforms/0/method`"),
         (
             json!({ "id": "truncate", "mantissa_bits": 24 }),

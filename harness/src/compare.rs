@@ -28,7 +28,9 @@ pub struct Compared {
     pub changed_values: u64,
     /// Sums over every head, in stored order.
     pub sums: Vec<PlacedSums>,
-    /// What attention makes of it; none unless every layer holds queries for every entry.
+    /// Number of the chunk in which each of these heads has the most energy.
+    pub loudest_chunks: Vec<usize>,
+    /// What attention makes of it, over the layers that hold queries for all of their entries; none if no layer does.
     pub attention: Option<AttentionTally>,
 }
 
@@ -53,7 +55,7 @@ pub struct Options<'a> {
     pub flipped: Option<&'a FlippedHead>,
 }
 
-/// One head of the first chunk of one tensor, every sign of which is turned around.
+/// One head of one chunk of one tensor, every sign of which is turned around.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FlippedHead {
     /// Name of the run.
@@ -64,6 +66,8 @@ pub struct FlippedHead {
     pub role: Role,
     /// KV head.
     pub head: usize,
+    /// Number of the chunk.
+    pub chunk: usize,
 }
 
 impl FlippedHead {
@@ -112,7 +116,7 @@ pub fn with_dump<S: ReadAt>(
         originals.iter().position(place).map(|idx| (idx, head))
     });
     let broken = |idx: usize, chunk: usize, decoded: &[u8]| {
-        let (_, head) = flipped.filter(|(flipped, _)| (*flipped, 0) == (idx, chunk))?;
+        let (_, head) = flipped.filter(|(flipped, head)| (*flipped, head.chunk) == (idx, chunk))?;
         let mut bytes = decoded.to_vec();
         head.flip(&sequences[idx].info, &mut bytes);
         Some(bytes)
@@ -135,8 +139,16 @@ pub fn with_dump<S: ReadAt>(
     let decoded = engine::decode(container, pipeline, progress, compare, replay_chunk)?;
     let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut heads: Vec<HeadErrors> = sequences.iter().map(|_| HeadErrors::default()).collect();
-    for ((idx, _), errors) in &parts {
+    let mut loudest: Vec<Vec<(f64, usize)>> = vec![Vec::new(); sequences.len()];
+    for ((idx, chunk), errors) in &parts {
         heads[*idx].merge(errors)?;
+        let loudest = &mut loudest[*idx];
+        loudest.resize(errors.heads().len().max(loudest.len()), (0.0, 0));
+        for (held, sums) in loudest.iter_mut().zip(errors.heads()) {
+            if sums.sum_original > held.0 {
+                *held = (sums.sum_original, *chunk);
+            }
+        }
     }
     let placed = originals.iter().zip(&heads).flat_map(|(original, heads)| {
         let heads = heads.heads().iter().enumerate();
@@ -150,6 +162,7 @@ pub fn with_dump<S: ReadAt>(
         attention: replay.filter(|_| decoded.failures.is_empty()).map(Replay::finish),
         decoded,
         sums,
+        loudest_chunks: loudest.into_iter().flatten().map(|(_, chunk)| chunk).collect(),
     })
 }
 

@@ -179,6 +179,15 @@ impl Gate {
         Ok(())
     }
 
+    /// These limits, and the default one on the worst head unless they say otherwise: averages hide a head that was lost.
+    #[must_use]
+    pub fn with_default(mut self) -> Self {
+        for (metric, limit) in Self::default().0 {
+            self.0.entry(metric).or_insert(limit);
+        }
+        self
+    }
+
     /// Judges what was measured.
     ///
     /// # Examples

@@ -77,7 +77,8 @@ pub fn ratio(original: u64, stored: u64) -> String {
 
 /// A number with so many decimals; `-` if there is none, or if it is infinite.
 pub fn decimal(number: Option<f64>, decimals: usize) -> String {
-    number.filter(|number| number.is_finite()).map_or("-".into(), |number| format!("{number:.decimals$}"))
+    let text = |number: f64| if number.abs() < 1e6 { format!("{number:.decimals$}") } else { format!("{number:.1e}") };
+    number.filter(|number| number.is_finite()).map_or("-".into(), text)
 }
 
 /// Throughput in 10^6 bytes per second with no decimals; `-` if no time was measured.

@@ -9,7 +9,7 @@ use crate::atomic::AtomicFile;
 use crate::gate::Metric;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::sweep::{Containers, Opened, Outcome, Sweep, SweepConfig};
+use crate::sweep::{Containers, Opened, Sweep, SweepConfig};
 use crate::{report, sample, sweep};
 
 /// Runs every pipeline over a dump, and judges each by what attention would see.
@@ -20,9 +20,11 @@ use crate::{report, sample, sweep};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gearbox sweep                                  bundled sample, every codec, every chunking mode
-  gearbox sweep configs/zstd-levels.json         pipelines from a file
+  gearbox sweep configs/sweeps/zstd-levels.json  pipelines from a file
   gearbox sweep configs/sweeps/strict-gate.json  the cheapest setting within limits on attention
   gearbox sweep --dump DIR --pipeline gear --pipeline zstd --out results
+  gearbox sweep --pipeline '{\"routes\": [{\"transforms\": [{\"id\": \"quant\", \"bits\": 4}],
+                            \"codec\": {\"codes\": {\"id\": \"rans\"}, \"*\": {\"id\": \"zstd\"}}}]}'
 
 The key and value columns count chunks and sequence headers of that role; the ratio counts the whole file,
 whose bytes are in the column stored. Bits are stored bits per value, and the gap is what they are above the order-0 floor of the dump;
@@ -57,7 +59,9 @@ impl SweepArgs {
         for text in &self.pipeline {
             config.pipelines.push(crate::pipelines::read(text, registry)?);
         }
-        let most = config.pipelines(registry)?.len();
+        if config.search.is_none() {
+            config.pipelines(registry)?;
+        }
         let mut paths = if self.dump.is_empty() { config.dumps.clone() } else { self.dump.clone() };
         if paths.is_empty() {
             paths.push(sample::find()?);
@@ -75,9 +79,8 @@ impl SweepArgs {
             keep: self.keep_containers,
             overwrite: self.overwrite,
         };
-        let taken = (0..most * paths.len()).map(|row| containers.path(row)).find(|path| path.exists());
-        if let Some(path) = taken.filter(|_| !self.overwrite) {
-            return Err(Error::invalid_input(format!("`{}`: exists already; --overwrite replaces it", path.display())));
+        if self.keep_containers {
+            containers.clear()?;
         }
         let mut status = Status::Pass;
         let mut dumps = Vec::new();
@@ -146,11 +149,7 @@ impl Files {
         let header = fixed.into_iter().chain(metrics.iter().map(String::as_str)).chain(["pipeline_json"]);
         csv.write_record(header).map_err(failed)?;
         for row in &sweep.rows {
-            let (state, reason) = match &row.outcome {
-                Outcome::Ok => ("ok", ""),
-                Outcome::Unsupported(reason) => ("unsupported", reason.as_str()),
-                Outcome::Failed(reason) => ("failed", reason.as_str()),
-            };
+            let (state, reason) = (row.outcome.state(), row.outcome.reason().unwrap_or_default());
             let gate = row.verdict.as_ref().map_or(String::new(), ToString::to_string);
             let mut record =
                 vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.into(), reason.into(), gate];

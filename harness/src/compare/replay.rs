@@ -17,17 +17,19 @@ pub(super) struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// None if there is an entry without queries.
+    /// None if no layer holds queries for all of its entries.
     pub fn new(attention: &'a Attention, originals: &[Original<'_>]) -> Option<Self> {
-        let complete = |original: &Original<'_>| original.layer.entries.iter().all(|entry| entry.query.is_some());
-        let all = !originals.is_empty() && originals.iter().all(complete);
-        all.then(|| Self { attention, held: BTreeMap::new(), tally: AttentionTally::default() })
+        let any = originals.iter().any(|original| has_queries(original.layer));
+        any.then(|| Self { attention, held: BTreeMap::new(), tally: AttentionTally::default() })
     }
 
     /// Takes the next chunk of a sequence.
     pub fn add(&mut self, originals: &[Original<'_>], idx: usize, decoded: &[u8]) -> Result<()> {
-        self.held.entry(idx).or_default().extend_from_slice(decoded);
         let own = &originals[idx];
+        if !has_queries(own.layer) {
+            return Ok(());
+        }
+        self.held.entry(idx).or_default().extend_from_slice(decoded);
         let of_role = |role| {
             let same = |other: &Original<'_>| std::ptr::eq(other.layer, own.layer) && other.role == role;
             originals.iter().position(same)
@@ -47,6 +49,10 @@ impl<'a> Replay<'a> {
     pub fn finish(self) -> AttentionTally {
         self.tally
     }
+}
+
+fn has_queries(layer: &Layer) -> bool {
+    layer.entries.iter().all(|entry| entry.query.is_some())
 }
 
 fn layer(attention: &Attention, layer: &Layer, decoded_keys: &[u8], decoded_values: &[u8]) -> Result<LayerAttention> {

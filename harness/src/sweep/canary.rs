@@ -1,8 +1,9 @@
 //! The canaries: two arms that show whether the measuring itself can be trusted.
 //!
-//! `identity` stores every byte and must come back without any error. `flipped-head` turns the signs of one head around in one chunk of 128
-//! tokens, behind the decoder's back: the head with the least energy, so that the cosine over everything hardly moves. The gate must catch it;
-//! one that does not is blind to what averages hide, and the sweep fails.
+//! `identity` stores every byte and must come back without any error. `flipped-head` turns the signs of one head around in one chunk, behind
+//! the decoder's back: the head with the least energy, so that the cosine over everything hardly moves, in the chunk that holds most of it.
+//! Chunks have 128 tokens, in sequences of more than 1024 an eighth of the tokens. The gate must catch it by something that was measured; one
+//! that does not is blind to what averages hide, and the sweep fails.
 
 use gearbox_core::{Chunking, Pipeline, PipelineSpec, PluginSpec, Registry, Result};
 use serde::Serialize;
@@ -16,8 +17,10 @@ use crate::metrics::attention::{Attention, AttentionError};
 use crate::metrics::error::TensorError;
 use crate::{engine, report};
 
-/// Tokens of the chunk that is broken.
+/// Least tokens of the chunk that is broken.
 const TOKENS: usize = 128;
+/// Most chunks of a sequence, so that what is broken is not lost in a long one.
+const CHUNKS: usize = 8;
 
 /// How a canary ended.
 #[derive(Clone, Debug, Serialize)]
@@ -43,7 +46,10 @@ pub struct Canary {
 /// # Errors
 /// What reading the dump and writing the temporary container report.
 pub fn run(dump: &Dump, gate: &Gate, registry: &Registry, attention: Option<&Attention>) -> Result<[Canary; 2]> {
-    let spec = PipelineSpec::of_codec(PluginSpec::new("store"), Chunking::ChunkedGrouped { tokens: TOKENS });
+    let layers = dump.runs.iter().flat_map(|run| &run.layers);
+    let longest = layers.map(|layer| layer.entries.iter().map(|entry| entry.seq).sum::<usize>()).max().unwrap_or(0);
+    let tokens = longest.div_ceil(CHUNKS).max(TOKENS);
+    let spec = PipelineSpec::of_codec(PluginSpec::new("store"), Chunking::ChunkedGrouped { tokens });
     let folder = tempfile::tempdir().map_err(|error| gearbox_core::Error::io(std::env::temp_dir(), &error))?;
     let path = folder.path().join("canary.gbx");
     let mut pipeline = Pipeline::build(&spec, registry)?;
@@ -89,10 +95,11 @@ impl Canary {
 
 /// The head with the least energy that is not zero.
 fn quietest(compared: &Compared) -> Option<FlippedHead> {
-    let loud = compared.sums.iter().filter(|placed| placed.sums.sum_original > 0.0);
-    let quietest = loud.min_by(|a, b| a.sums.sum_original.total_cmp(&b.sums.sum_original))?;
+    let heads = compared.sums.iter().zip(&compared.loudest_chunks);
+    let loud = heads.filter(|(placed, _)| placed.sums.sum_original > 0.0);
+    let (quietest, chunk) = loud.min_by(|(a, _), (b, _)| a.sums.sum_original.total_cmp(&b.sums.sum_original))?;
     let (run, layer, role, head) = (quietest.run.clone(), quietest.layer, quietest.role, quietest.head);
-    Some(FlippedHead { run, layer, role, head })
+    Some(FlippedHead { run, layer, role, head, chunk: *chunk })
 }
 
 fn identity_problem(compared: &Compared) -> Option<String> {
@@ -116,6 +123,7 @@ fn flipped_problem(compared: &Compared, gate: &Gate) -> Option<String> {
     // Limits on bytes say nothing here, where everything is stored as it is.
     let limits = gate.0.iter().filter(|(metric, _)| !matches!(metric, Metric::Ratio | Metric::BitsPerValue));
     let gate = Gate(limits.map(|(metric, limit)| (*metric, *limit)).collect());
-    let caught = !gate.judge(|metric| row::quality(metric, Some(&error), attention.as_ref())).passed();
-    (!caught).then(|| "the gate lets a head with turned signs pass; add a limit on the worst head".to_owned())
+    let verdict = gate.judge(|metric| row::quality(metric, Some(&error), attention.as_ref()));
+    let caught = verdict.violations.iter().any(|violation| violation.value.is_some());
+    (!caught).then(|| "the gate lets a head with turned signs pass; tighten `worst_head_cosine`".to_owned())
 }

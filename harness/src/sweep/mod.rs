@@ -3,9 +3,10 @@
 //! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
 //! [`canary`].
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gearbox_core::{Error, Pipeline, PipelineSpec, Registry, Result, ResultExt, Role};
+use gearbox_core::{Error, ErrorKind, Pipeline, PipelineSpec, Registry, Result, ResultExt, Role};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +17,7 @@ pub use self::search::{Found, Objective, Search};
 use crate::atomic::AtomicFile;
 use crate::dump::Dump;
 use crate::entropy::{Entropies, Entropy};
-use crate::gate::Gate;
+use crate::gate::{Gate, Verdict};
 use crate::metrics::attention::{Attention, AttentionOptions};
 use crate::pipelines::{self, Grid};
 use crate::receipt::Receipt;
@@ -37,8 +38,8 @@ pub struct SweepConfig {
     /// Pipelines; any scalar in them may be `{ "sweep": [ … ] }`. Empty: every codec with default settings in every chunking
     /// mode, and every transform before every codec.
     pub pipelines: Vec<Value>,
-    /// Limits that rows are judged by; without them no head's cosine may be below 0.99. If they are given and no row holds them, the sweep
-    /// fails.
+    /// Limits that rows are judged by. No head's cosine may be below 0.99, unless a limit of `worst_head_cosine` says otherwise. If limits are
+    /// given and no pipeline holds them on every dump, the sweep fails.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
     /// Look for the cheapest setting that holds all limits, instead of running every product.
@@ -78,28 +79,41 @@ impl SweepConfig {
     fn check(&self) -> Result<()> {
         self.gate.as_ref().map_or(Ok(()), |gate| gate.check("/gate"))?;
         let Some(search) = &self.search else { return Ok(()) };
+        if self.gate.is_some() {
+            return Err(Error::invalid_config("`/gate`: expected none beside `search`, whose limits are `subject_to`"));
+        }
         if self.pipelines.is_empty() {
             return Err(Error::invalid_config("`/search`: expected `pipelines` to search in, got none"));
         }
         search.check()
     }
 
-    /// The pipelines to run: expanded and resolved, in written order.
+    /// The pipelines to run, expanded, in written order. Of the products of one pipeline those whose settings do not go together carry the
+    /// reason.
     ///
     /// # Errors
-    /// What [`pipelines::expand`] and [`Pipeline::build`] report, with the number of the pipeline.
-    pub fn pipelines(&self, registry: &Registry) -> Result<Vec<PipelineSpec>> {
-        let mut specs = Vec::new();
+    /// What [`pipelines::expand`] and [`Pipeline::build`] report, with the number of the pipeline, if none of its products is legal.
+    pub fn pipelines(&self, registry: &Registry) -> Result<Vec<(PipelineSpec, Option<Error>)>> {
+        let build = |spec: PipelineSpec| match Pipeline::build(&spec, registry) {
+            Err(error) => (spec, Some(error)),
+            Ok(_) => (spec, None),
+        };
         if self.pipelines.is_empty() {
-            specs = pipelines::defaults(registry);
+            return Ok(pipelines::defaults(registry).into_iter().map(build).collect());
         }
+        let mut all = Vec::new();
         for (idx, value) in self.pipelines.iter().enumerate() {
-            specs.extend(pipelines::expand(value).context(|| format!("`/pipelines/{idx}`"))?);
+            let place = || format!("`/pipelines/{idx}`");
+            let mut products: Vec<_> = pipelines::expand(value).context(place)?.into_iter().map(build).collect();
+            let legal = products.iter().any(|(_, error)| error.is_none());
+            // An unknown plugin is a slip of the pen, whatever stands beside it.
+            let is_fatal = |error: &Error| !legal || error.kind() != ErrorKind::InvalidConfig;
+            if let Some(error) = products.iter_mut().find_map(|(_, error)| error.take_if(|error| is_fatal(error))) {
+                return Err(error).context(place);
+            }
+            all.extend(products);
         }
-        for spec in &specs {
-            Pipeline::build(spec, registry).context(|| format!("pipeline {}", spec.to_value()))?;
-        }
-        Ok(specs)
+        Ok(all)
     }
 }
 
@@ -148,6 +162,8 @@ pub struct DumpFacts {
     pub entries: usize,
     /// Bytes of keys and values.
     pub original_bytes: u64,
+    /// What was left out of the dump or remarked upon, by reason.
+    pub findings: BTreeMap<&'static str, usize>,
     /// Entropies of keys and values, means over all of them.
     pub entropy: Entropy,
 }
@@ -164,6 +180,30 @@ pub struct Containers {
 }
 
 impl Containers {
+    /// Removes the containers of earlier sweeps, if they may be replaced.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] with the first that may not.
+    pub fn clear(&self) -> Result<()> {
+        let listed = std::fs::read_dir(&self.folder).map_err(|error| Error::io(&self.folder, &error))?;
+        let numbered = |path: &PathBuf| {
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            path.extension().is_some_and(|extension| extension == "gbx")
+                && stem.len() >= 4
+                && stem.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let mut held: Vec<_> = listed.filter_map(|entry| Some(entry.ok()?.path())).filter(numbered).collect();
+        held.sort();
+        for path in held {
+            if !self.overwrite {
+                let message = format!("`{}`: exists already; --overwrite replaces it", path.display());
+                return Err(Error::invalid_input(message));
+            }
+            std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
+        }
+        Ok(())
+    }
+
     /// The container of a row.
     pub fn path(&self, row: usize) -> PathBuf {
         self.folder.join(format!("{row:04}.gbx"))
@@ -191,6 +231,7 @@ impl Opened {
             runs: dump.runs.len(),
             entries: dump.entries(),
             original_bytes: dump.original_bytes(),
+            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
             entropy: Entropies::of(&dump)?.all,
         };
         Ok(Self { dump, facts })
@@ -230,7 +271,7 @@ struct Runner<'a> {
 pub fn run(config: &SweepConfig, dumps: Vec<Opened>, registry: &Registry, containers: &Containers) -> Result<Sweep> {
     config.check()?;
     let gate = config.search.as_ref().map(|search| &search.subject_to).or(config.gate.as_ref()).cloned();
-    let (gate_required, gate) = (gate.is_some(), gate.unwrap_or_default());
+    let (gate_required, gate) = (gate.is_some(), gate.unwrap_or_default().with_default());
     let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
     dims.sort_unstable();
     dims.dedup();
@@ -271,7 +312,12 @@ impl Runner<'_> {
     fn all(&mut self, dumps: &[Opened]) -> Result<Vec<Same>> {
         let mut kept: Vec<(PipelineSpec, String, Vec<PipelineSpec>)> = Vec::new();
         let mut same = Vec::new();
-        for spec in self.config.pipelines(self.registry)? {
+        let mut illegal = Vec::new();
+        for (spec, error) in self.config.pipelines(self.registry)? {
+            if let Some(error) = error {
+                illegal.push((spec, error.to_string()));
+                continue;
+            }
             let pipeline = Pipeline::build(&spec, self.registry)?;
             let effective = self.effective(&pipeline);
             match kept.iter().find(|(_, _, held)| *held == effective) {
@@ -286,6 +332,7 @@ impl Runner<'_> {
             for (spec, ..) in &kept {
                 self.row(opened, spec)?;
             }
+            self.rows.extend(illegal.iter().map(|(spec, why)| Row::illegal(&opened.dump, spec, why.clone())));
         }
         Ok(same)
     }
@@ -298,11 +345,20 @@ impl Runner<'_> {
         let grid = Grid::of(value)?;
         let lens = grid.lens();
         let mut known: Vec<(Vec<PipelineSpec>, Vec<usize>)> = Vec::new();
-        let mut numbers = std::collections::BTreeMap::new();
+        let mut numbers = BTreeMap::new();
         let best = search::walk(&lens, |point| {
             let spec = grid.at(point)?;
-            let pipeline = Pipeline::build(&spec, self.registry).context(|| format!("pipeline {}", spec.to_value()))?;
-            let effective = self.effective(&pipeline);
+            let effective = match Pipeline::build(&spec, self.registry) {
+                Ok(pipeline) => self.effective(&pipeline),
+                Err(error) if error.kind() == ErrorKind::InvalidConfig && lens.iter().product::<usize>() > 1 => {
+                    let first = self.rows.len();
+                    let why = error.to_string();
+                    self.rows.extend(dumps.iter().map(|opened| Row::illegal(&opened.dump, &spec, why.clone())));
+                    numbers.insert(point.to_vec(), (first..self.rows.len()).collect());
+                    return Ok(search.score(self.rows[first..].iter()));
+                }
+                Err(error) => return Err(error.context(format!("pipeline {}", spec.to_value()))),
+            };
             let held = known.iter().find(|(held, _)| *held == effective).map(|(_, rows)| rows.clone());
             let rows = if let Some(rows) = held {
                 rows
@@ -329,12 +385,14 @@ impl Runner<'_> {
         let mut pipeline = Pipeline::build(spec, self.registry)?;
         let path = self.containers.path(self.rows.len());
         let mut row = Row::new(dump, &pipeline);
+        row.container =
+            path.file_name().filter(|_| self.containers.keep).map(|name| name.to_string_lossy().into_owned());
         let out = AtomicFile::create(&path, self.containers.overwrite)?;
         let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
         let attention = if pipeline.is_lossless() { self.exact_attention } else { self.attention };
         let outcome = row.fill(dump, &mut pipeline, self.registry, out, attention, &bar);
         bar.finish_and_clear();
-        row.outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        row.outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
         row.floor = Some(facts.entropy.floor);
         row.gap = row.bits_per_value.map(|bits| bits - facts.entropy.floor);
         row.verdict = row.is_ok().then(|| self.gate.judge(|metric| row.measured(metric)));
@@ -347,14 +405,20 @@ impl Runner<'_> {
 }
 
 impl Sweep {
+    /// Whether the pipeline of a row holds the gate on every dump.
+    fn holds_everywhere(&self, row: &Row) -> bool {
+        let rows = self.rows.iter().filter(|other| other.pipeline == row.pipeline);
+        let holding = rows.filter(|row| row.verdict.as_ref().is_some_and(Verdict::passed)).count();
+        holding >= self.dumps.len()
+    }
+
     /// Whether a row ended well, every other one was not legal to begin with, the canaries ended as they must, and what was asked for in
     /// the gate or the search was found.
     pub fn passed(&self) -> bool {
-        let held = |row: &Row| row.verdict.as_ref().is_some_and(crate::gate::Verdict::passed);
         self.rows.iter().any(Row::is_ok)
-            && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_)))
+            && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed { .. }))
             && self.canaries.iter().all(|canary| canary.problem.is_none())
-            && (!self.gate_required || self.rows.iter().any(held))
+            && (!self.gate_required || self.rows.iter().any(|row| self.holds_everywhere(row)))
             && self.found.iter().all(|found| found.passed)
     }
 }

@@ -1,13 +1,15 @@
 //! One row of a sweep: one pipeline over one dump.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 
 use gearbox_core::container::Container;
 use gearbox_core::ledger::Ledger;
-use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, Role};
+use gearbox_core::{Error, ErrorKind, Limits, Pipeline, PipelineSpec, Registry, Result, Role};
 use indicatif::ProgressBar;
 use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 
 use crate::atomic::AtomicFile;
@@ -19,15 +21,53 @@ use crate::metrics::attention::{Attention, AttentionReport};
 use crate::metrics::error::ErrorReport;
 
 /// How one pipeline ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Decoded from stored bytes and compared.
     Ok,
     /// Not legal for this dump.
     Unsupported(String),
     /// An error, or decoded data that is not what the pipeline promises.
-    Failed(String),
+    Failed {
+        /// How, in a word: `error`, `mismatch`, `panicked` and the others of [`ErrorKind::state`].
+        state: Cow<'static, str>,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    pub(super) fn failed(error: &Error) -> Self {
+        Self::Failed { state: error.kind().state(), reason: error.to_string() }
+    }
+
+    /// The state in a word.
+    pub fn state(&self) -> &str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unsupported(_) => "unsupported",
+            Self::Failed { state, .. } => state,
+        }
+    }
+
+    /// Why it did not end well.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Unsupported(reason) | Self::Failed { reason, .. } => Some(reason),
+        }
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("state", self.state())?;
+        if let Some(reason) = self.reason() {
+            map.serialize_entry("reason", reason)?;
+        }
+        map.end()
+    }
 }
 
 /// Original and stored bytes of one role.
@@ -55,6 +95,8 @@ pub struct Row {
     pub pareto: bool,
     /// The dump, as it was named.
     pub dump: String,
+    /// The container in the output folder, if it was kept.
+    pub container: Option<String>,
     /// Bytes of the original tensors.
     pub original_bytes: u64,
     /// Bytes of the container file, all of them.
@@ -102,14 +144,25 @@ pub struct LedgerRow {
 }
 
 impl Row {
+    /// A row that says why a pipeline is not legal.
+    pub(super) fn illegal(dump: &Dump, spec: &PipelineSpec, reason: String) -> Self {
+        let name = spec.name.clone().unwrap_or_else(|| serde_json::json!(spec.routes).to_string());
+        Self::named(dump, spec, name, Outcome::Unsupported(reason))
+    }
+
     pub(super) fn new(dump: &Dump, pipeline: &Pipeline) -> Self {
+        Self::named(dump, pipeline.spec(), pipeline.name().to_owned(), Outcome::Ok)
+    }
+
+    fn named(dump: &Dump, spec: &PipelineSpec, name: String, outcome: Outcome) -> Self {
         Self {
-            name: pipeline.name().to_owned(),
-            chunking: pipeline.spec().chunking.to_string(),
-            outcome: Outcome::Ok,
+            name,
+            chunking: spec.chunking.to_string(),
+            outcome,
             verdict: None,
             pareto: false,
             dump: dump.path.display().to_string(),
+            container: None,
             original_bytes: dump.original_bytes(),
             stored_bytes: 0,
             values: 0,
@@ -126,7 +179,7 @@ impl Row {
             decode_ns: 0,
             ledger: Vec::new(),
             sequences: Vec::new(),
-            pipeline: pipeline.spec().to_value(),
+            pipeline: spec.to_value(),
         }
     }
 
@@ -197,6 +250,8 @@ impl Row {
 /// A number that tells how far decoded tensors are from the original ones.
 pub(super) fn quality(metric: Metric, error: Option<&ErrorReport>, attention: Option<&AttentionReport>) -> Option<f64> {
     let all = error.map(|error| &error.all);
+    // Without a query that can be replayed nothing is known.
+    let attention = attention.filter(|attention| attention.all.queries > 0);
     let of_role = |role| {
         let mut roles = error?.roles.iter();
         roles.find(|error| error.role == Some(role)).map(|error| &error.error)
@@ -238,11 +293,11 @@ pub(super) fn open(path: &Path) -> Result<Container<File>> {
 
 fn outcome(compared: &Compared, lossless: bool) -> Outcome {
     match compared.decoded.failures.first() {
-        Some(failure) => Outcome::Failed(failure.to_string()),
-        None if lossless && compared.changed_values > 0 => Outcome::Failed(format!(
+        Some(failure) => Outcome::failed(failure),
+        None if lossless && compared.changed_values > 0 => Outcome::failed(&Error::mismatch(format!(
             "{} of {} values came back with other bits from a lossless pipeline",
             compared.changed_values, compared.values
-        )),
+        ))),
         None => Outcome::Ok,
     }
 }

@@ -54,6 +54,11 @@ pub(super) struct Score {
     pub cost: f64,
 }
 
+impl Score {
+    /// Of a point that is not legal or failed: worse than any other.
+    const NONE: Self = Self { excess: f64::INFINITY, cost: f64::INFINITY };
+}
+
 impl Search {
     /// Checks the limits.
     ///
@@ -68,15 +73,18 @@ impl Search {
 
     /// The score of a pipeline from its rows, one per dump.
     pub(super) fn score<'a>(&self, rows: impl Iterator<Item = &'a Row>) -> Score {
-        let excess = |row: &Row| if row.is_ok() { self.judge(row).excess() } else { f64::INFINITY };
-        rows.fold(Score { excess: 0.0, cost: 0.0 }, |sum, row| Score {
-            excess: sum.excess.max(excess(row)),
-            cost: sum.cost + self.minimise.of(row) as f64,
+        rows.fold(Score { excess: 0.0, cost: 0.0 }, |sum, row| {
+            if !row.is_ok() {
+                return Score::NONE;
+            }
+            let excess = sum.excess.max(self.judge(row).excess());
+            Score { excess, cost: sum.cost + self.minimise.of(row) as f64 }
         })
     }
 
+    /// Judges a row by the limits, and by the default one on the worst head.
     pub(super) fn judge(&self, row: &Row) -> Verdict {
-        self.subject_to.judge(|metric| row.measured(metric))
+        self.subject_to.clone().with_default().judge(|metric| row.measured(metric))
     }
 }
 

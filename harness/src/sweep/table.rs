@@ -21,6 +21,11 @@ impl Sweep {
                 report::bytes(dump.original_bytes),
                 dump.digest
             );
+            if !dump.findings.is_empty() {
+                let findings: Vec<_> =
+                    dump.findings.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+                let _ = writeln!(text, "findings: {}", findings.join(", "));
+            }
             let Entropy { floor, ceiling, channel_floor, channel_ceiling, .. } = dump.entropy;
             let number = |number| report::decimal(Some(number), 3);
             let _ = writeln!(
@@ -33,7 +38,7 @@ impl Sweep {
             );
         }
         let _ = writeln!(text, "\n{}", self.table());
-        for note in [self.reasons(), self.sameness(), self.canary_lines(), self.verdict()] {
+        for note in [self.reasons(), self.sameness(), self.undefined(), self.canary_lines(), self.verdict()] {
             text.push_str(&note);
         }
         text.truncate(text.trim_end().len());
@@ -42,8 +47,10 @@ impl Sweep {
 
     fn table(&self) -> Columns {
         let lossy = self.rows.iter().any(|row| row.changed_values > 0);
-        let attends = lossy && self.rows.iter().any(|row| row.attention.is_some());
-        let mut headings = vec!["pipeline", "chunking", ">ratio", ">key", ">value", ">bits", ">gap", ">stored"];
+        let attends = lossy && self.rows.iter().any(|row| row.measured(Metric::KlMean).is_some());
+        let many = self.dumps.len() > 1;
+        let mut headings = if many { vec!["dump"] } else { Vec::new() };
+        headings.extend(["pipeline", "chunking", ">ratio", ">key", ">value", ">bits", ">gap", ">stored"]);
         if lossy {
             headings.extend([">SNR dB", ">worst head"]);
         }
@@ -55,7 +62,8 @@ impl Sweep {
         let mut rows: Vec<_> = self.rows.iter().filter(|row| !matches!(row.outcome, Outcome::Unsupported(_))).collect();
         rows.sort_by_key(|row| (row.dump.clone(), !row.is_ok(), row.stored_bytes));
         for row in rows {
-            let mut cells = vec![row.name.clone(), row.chunking.clone()];
+            let mut cells = if many { vec![row.dump.clone()] } else { Vec::new() };
+            cells.extend([row.name.clone(), row.chunking.clone()]);
             if row.is_ok() {
                 cells.extend([
                     report::ratio(row.original_bytes, row.stored_bytes),
@@ -94,8 +102,8 @@ impl Sweep {
             let name = format!("{} {}", row.name, row.chunking);
             match &row.outcome {
                 Outcome::Ok => {}
-                Outcome::Failed(reason) => {
-                    let _ = writeln!(failed, "{name} FAILED: {reason}");
+                Outcome::Failed { state, reason } => {
+                    let _ = writeln!(failed, "{name} FAILED ({state}): {reason}");
                 }
                 Outcome::Unsupported(reason) => match unsupported.iter_mut().find(|(held, _)| held == reason) {
                     Some((_, names)) => names.push(name),
@@ -118,15 +126,34 @@ impl Sweep {
         lines.collect()
     }
 
+    /// What the replay of attention left out.
+    fn undefined(&self) -> String {
+        let mut text = String::new();
+        for dump in &self.dumps {
+            let rows = self.rows.iter().filter(|row| row.dump == dump.path && row.changed_values > 0);
+            let reports = rows.filter_map(|row| Some(&row.attention.as_ref()?.all));
+            if let Some(all) = reports.max_by_key(|all| all.undefined).filter(|all| all.undefined > 0) {
+                let (left_out, total) = (all.undefined, all.undefined + all.queries);
+                let _ = writeln!(
+                    text,
+                    "attention in {}: {left_out} of {total} queries left out, whose logits or outputs in the dump are not finite",
+                    dump.path
+                );
+            }
+        }
+        text
+    }
+
     fn canary_lines(&self) -> String {
         let mut text = String::new();
         for canary in &self.canaries {
             let what = canary.flipped.as_ref().map_or("store, every bit compared".to_owned(), |head| {
                 format!(
-                    "signs of {} head {} turned in layer {}, run `{}`: cosine {}, of the worst head {}",
+                    "signs of {} head {} turned in layer {}, chunk {}, run `{}`: cosine {}, of the worst head {}",
                     head.role,
                     head.head,
                     head.layer,
+                    head.chunk,
                     head.run,
                     report::decimal(Some(canary.error.cosine), 5),
                     report::decimal(canary.worst_head_cosine, 5)
@@ -137,7 +164,8 @@ impl Sweep {
                 (None, true) => "caught by the gate, as it must".to_owned(),
                 (None, false) => "no error at all, as it must".to_owned(),
             };
-            let _ = writeln!(text, "canary {} ({what}): {end}", canary.name);
+            let place = if self.dumps.len() > 1 { format!(" of {}", canary.dump) } else { String::new() };
+            let _ = writeln!(text, "canary {}{place} ({what}): {end}", canary.name);
         }
         text
     }
@@ -152,6 +180,10 @@ impl Sweep {
             let _ = writeln!(text, "search: {} of {} settings run", found.evaluated, found.products);
             for (idx, verdict) in found.best.iter().zip(&found.violations) {
                 let row = &self.rows[*idx];
+                if let Some(reason) = row.outcome.reason() {
+                    let _ = writeln!(text, "  no setting ran on {}: {reason}", row.dump);
+                    continue;
+                }
                 let (kind, end) =
                     if found.passed { ("cheapest", String::new()) } else { ("nearest miss", format!("; {verdict}")) };
                 let _ = writeln!(
@@ -168,7 +200,7 @@ impl Sweep {
         if passing == 0 && self.found.is_empty() {
             let near = judged().min_by(|(_, a), (_, b)| a.excess().total_cmp(&b.excess()));
             if let Some((row, verdict)) = near {
-                let _ = writeln!(text, "nearest miss: {} {}: {verdict}", row.name, row.chunking);
+                let _ = writeln!(text, "nearest miss: {} {} on {}: {verdict}", row.name, row.chunking, row.dump);
             }
         }
         text
@@ -181,7 +213,7 @@ fn decimal(row: &Row, metric: Metric, decimals: usize) -> String {
 
 fn result(row: &Row) -> &'static str {
     match (&row.outcome, &row.verdict) {
-        (Outcome::Failed(_), _) => "FAILED",
+        (Outcome::Failed { .. }, _) => "FAILED",
         (Outcome::Unsupported(_), _) => "unsupported",
         (Outcome::Ok, Some(verdict)) if !verdict.passed() => "below the gate",
         (Outcome::Ok, _) if row.changed_values == 0 => "exact",

@@ -84,8 +84,10 @@ impl Plugin for Clip {
         if config.mode == Mode::Reference {
             only_reference(&json!(config), &json!(Config::default()), &["method", "low", "high", "sigma"])?;
         }
-        let percentiles = percentiles(config.mode, config.low, config.high)?;
-        let rule = if config.method == Method::Percentile { percentiles } else { Range::Sigma(config.sigma) };
+        let rule = match config.method {
+            Method::Percentile => percentiles(config.mode, config.low, config.high)?,
+            _ => Range::Sigma(config.sigma),
+        };
         Ok(Self { config, rule })
     }
 }

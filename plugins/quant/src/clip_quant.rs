@@ -67,9 +67,10 @@ impl Plugin for ClipQuant {
             let used = ["bits", "storage", "method", "low", "high", "sigma"];
             only_reference(&json!(config), &json!(Config::default()), &used)?;
         }
-        let percentiles = percentiles(config.mode, config.low, config.high)?;
         let rule = match (config.method, config.mode) {
-            (Method::Percentile, _) | (Method::Auto, Mode::Reference) => percentiles,
+            (Method::Percentile, _) | (Method::Auto, Mode::Reference) => {
+                percentiles(config.mode, config.low, config.high)?
+            }
             (Method::Sigma, _) => Range::Sigma(config.sigma),
             (Method::Auto | Method::Mse, Mode::Default) => Range::LeastError,
             (Method::Mse, Mode::Reference) => {

@@ -128,7 +128,7 @@ pub(crate) fn percentiles(mode: Mode, low: Option<f64>, high: Option<f64>) -> Re
     if low < high {
         return Ok(Range::Percentile { low, high });
     }
-    Err(Error::invalid_config(format!("`/low`: {low} is out of range, expected less than `/high`, which is {high}")))
+    Err(Error::invalid_config(format!("`/low` and `/high`: expected `low` below `high`, got {low} and {high}")))
 }
 
 /// What the quantiser does; the settings of several transforms come down to this.

@@ -86,5 +86,8 @@ pub fn quantise_codes(chunk: Chunk<'_>, bits: u8, codes: &mut Vec<i32>) -> Resul
 /// The distance of two levels, or `None` if there is nothing but zeros.
 fn scale<E: Element>(bytes: &[u8], largest: f32) -> Option<f32> {
     let peak = peak::<E>(E::elements(bytes));
-    (peak != 0.0).then(|| (f64::from(peak) / f64::from(largest)) as f32)
+    let scale = (f64::from(peak) / f64::from(largest)) as f32;
+    // A scale that underflows makes every output zero; one of 1 does the same without dividing zeros by zero.
+    let underflows = peak != 0.0 && scale == 0.0;
+    (peak != 0.0).then_some(if underflows { 1.0 } else { scale })
 }
