@@ -5,6 +5,7 @@ mod container;
 mod dump;
 mod plugin;
 mod sweep;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +15,8 @@ use gearbox_core::{Error, ErrorKind, Registry, Result};
 use tracing::Level;
 
 use crate::dump::Dump;
+use crate::isolate::Limits;
+use crate::loading::LoadArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{exp, report, sample};
@@ -27,11 +30,13 @@ use crate::{exp, report, sample};
   gearbox sweep                               every codec over the bundled sample
   gearbox sweep --dump DIR --json             the same over your dump, as JSON
   gearbox encode --dump DIR --pipeline gear-delta --out kv.gbx
-  gearbox verify kv.gbx --dump DIR            decode in this process and compare
+  gearbox verify kv.gbx --dump DIR            decode from the file alone and compare
   gearbox plugin list                         what can be combined")]
 struct Cli {
     #[command(flatten)]
     global: Global,
+    #[command(flatten)]
+    load: LoadArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -76,6 +81,9 @@ enum Command {
     /// Run an experiment of the reference, with its flags, files and columns
     #[command(subcommand)]
     Exp(exp::ExpCommand),
+    /// Serve plugins to the program that started this one
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
     /// Print a completion script for a shell
     Completions {
         /// Shell to print it for
@@ -135,22 +143,33 @@ fn start_logging(global: Global) {
 }
 
 fn start(cli: Cli) -> Result<Status> {
+    // Before any thread starts: its limits come first.
+    if let Command::Worker(args) = &cli.command {
+        return args.run(&cli.load);
+    }
     rayon::ThreadPoolBuilder::new()
         .num_threads(cli.global.threads)
         .build_global()
         .map_err(|error| Error::invalid_config(format!("--threads {}: {error}", cli.global.threads)))?;
-    let registry: Registry = gearbox_plugins::registry()?;
+    let load = cli.load;
+    let mut registry: Registry = gearbox_plugins::registry()?;
+    let isolate = load.isolates(matches!(cli.command, Command::Sweep(_)));
+    let is_check = matches!(cli.command, Command::Plugin(plugin::PluginCommand::Check { .. }));
+    if !is_check && !matches!(cli.command, Command::Sweep(_)) {
+        load.add(&mut registry, &load.sources(), isolate, &Limits::default())?;
+    }
     let json = cli.global.json;
     match cli.command {
-        Command::Sweep(args) => args.run(&registry, json),
+        Command::Sweep(args) => args.run(registry, &load, json),
         Command::Encode(args) => args.run(&registry, json),
         Command::Decode(args) => args.run(&registry, json),
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&registry, json),
         Command::Bench(args) => args.run(&registry, json),
-        Command::Plugin(command) => command.run(&registry, json),
+        Command::Plugin(command) => command.run(&registry, &load, json),
         Command::Dump(command) => command.run(json),
         Command::Exp(command) => command.run(&registry, json),
+        Command::Worker(_) => unreachable!("it has run"),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut script);

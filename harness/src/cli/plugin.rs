@@ -1,10 +1,16 @@
 //! `gearbox plugin`.
 
-use clap::Subcommand;
-use gearbox_core::{AnyEntry, Registry, Result};
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use gearbox_abi::Source;
+use gearbox_core::{AnyEntry, Error, Kind, Registry, Result};
 use serde_json::{Value, json};
 
+use crate::isolate::Limits;
+use crate::loading::LoadArgs;
 use crate::report::{self, Columns};
+use crate::scaffold::{self, Language};
 use crate::status::Status;
 
 /// What can be combined.
@@ -17,16 +23,102 @@ pub(super) enum PluginCommand {
         /// Id or alias
         id: String,
     },
+    /// Attack the plugins of a library with the conformance kit
+    ///
+    /// Prints each property with the number of cases and the first counter-example. Exit status 1 if there is one.
+    Check {
+        /// Library, or a folder of them
+        library: PathBuf,
+        /// Settings of the plugins as JSON
+        #[arg(long, value_name = "JSON", default_value = "{}")]
+        settings: String,
+    },
+    /// Write a project for a plugin that builds and passes `plugin check`
+    New {
+        /// Id of the plugin, in kebab-case
+        name: String,
+        /// What it is
+        #[arg(long)]
+        kind: NewKind,
+        /// Language to write it in
+        #[arg(long, default_value = "rust")]
+        lang: Language,
+        /// Folder to write it to [default: the name]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Kinds of plugins, as flags name them.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum NewKind {
+    Codec,
+    Transform,
+    Eviction,
 }
 
 impl PluginCommand {
-    pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
+    pub(super) fn run(self, registry: &Registry, load: &LoadArgs, json: bool) -> Result<Status> {
         match self {
             Self::List => list(registry, json)?,
             Self::Show { id } => show(registry.get(&id)?, json)?,
+            Self::Check { library, settings } => return check(library, &settings, load, json),
+            Self::New { name, kind, lang, out } => new(&name, kind, lang, out, json)?,
         }
         Ok(Status::Pass)
     }
+}
+
+/// Runs the kit on every plugin of a library.
+fn check(library: PathBuf, settings: &str, load: &LoadArgs, json: bool) -> Result<Status> {
+    let settings: Value = serde_json::from_str(settings)
+        .map_err(|error| Error::invalid_config(format!("--settings: not valid JSON: {error}")))?;
+    let entries = load.entries(&[Source::from(library)], load.isolates(true), &Limits::default())?;
+    let mut table = Columns::new(&["plugin", "property", ">cases", "result"]);
+    let mut all = Vec::new();
+    let mut status = Status::Pass;
+    for entry in &entries {
+        let outcomes = match entry {
+            AnyEntry::Codec(entry) => gearbox_conformance::codec::run_codec(entry, &settings),
+            AnyEntry::Transform(entry) => gearbox_conformance::transform::run_transform(entry, &settings),
+            AnyEntry::Eviction(_) => {
+                tracing::warn!("`{}`: there is no suite for eviction policies yet", entry.id());
+                Vec::new()
+            }
+        };
+        for outcome in outcomes {
+            status = status.and(Status::pass_if(outcome.passed()));
+            let result = outcome.failure.clone().unwrap_or_else(|| "ok".to_owned());
+            all.push(json!({
+                "plugin": entry.id(), "property": outcome.property, "cases": outcome.cases, "failure": outcome.failure,
+            }));
+            table.row([entry.id().to_owned(), outcome.property.to_owned(), outcome.cases.to_string(), result]);
+        }
+    }
+    if json {
+        report::print_json(&all)?;
+    } else {
+        report::print(&table.to_string())?;
+    }
+    Ok(status)
+}
+
+/// Writes a project and names its files.
+fn new(name: &str, kind: NewKind, language: Language, out: Option<PathBuf>, json: bool) -> Result<()> {
+    let kind = match kind {
+        NewKind::Codec => Kind::Codec,
+        NewKind::Transform => Kind::Transform,
+        NewKind::Eviction => Kind::Eviction,
+    };
+    let folder = out.unwrap_or_else(|| PathBuf::from(name));
+    let files = scaffold::create(&folder, name, kind, language)?;
+    if json {
+        return report::print_json(&json!({ "files": files }));
+    }
+    for file in files {
+        report::print(&format!("Wrote {}", file.display()))?;
+    }
+    report::print(&format!("next: {}", folder.join("README.md").display()))
 }
 
 fn facts(entry: &AnyEntry) -> Result<Value> {

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use gearbox_abi::Source;
 use gearbox_core::{Error, Registry, Result};
 
 use crate::atomic::AtomicFile;
 use crate::gate::Metric;
+use crate::loading::LoadArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::sweep::{Containers, Opened, Sweep, SweepConfig};
@@ -54,8 +56,13 @@ pub(super) struct SweepArgs {
 }
 
 impl SweepArgs {
-    pub(super) fn run(self, registry: &Registry, json: bool) -> Result<Status> {
+    pub(super) fn run(self, mut registry: Registry, load: &LoadArgs, json: bool) -> Result<Status> {
         let mut config = self.config.as_deref().map(SweepConfig::read).transpose()?.unwrap_or_default();
+        let mut sources = load.sources();
+        sources
+            .extend(config.plugins.iter().map(|file| Source { path: file.path.clone(), sha256: file.sha256.clone() }));
+        load.add(&mut registry, &sources, load.isolates(true), &config.isolation)?;
+        let registry = &registry;
         for text in &self.pipeline {
             config.pipelines.push(crate::pipelines::read(text, registry)?);
         }

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::path::Path;
 
 use gearbox_core::{Error, Result, Role, Shape};
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use super::{Layout, Packed, Tensor};
 
@@ -129,6 +129,23 @@ fn map_file(file: &File, offset: u64, len: u64) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only and lies within the file, whose length the caller checked. That no process shortens or
     // rewrites a dump while it is read is upheld by the user; our own writers only ever replace files by renaming.
     unsafe { MmapOptions::new().offset(offset).len(len).map(file) }
+}
+
+/// Maps the first bytes of a file through which this process and a worker of its own exchange data, one at a time.
+///
+/// # Errors
+/// What the system reports; an error too if the file is shorter.
+#[expect(unsafe_code, reason = "mapping a file is unsafe because other processes may change it")]
+pub(crate) fn map_shared(file: &File, len: usize) -> std::io::Result<MmapMut> {
+    let found = file.metadata()?.len();
+    if found < len as u64 {
+        return Err(std::io::Error::other(format!("expected at least {len} bytes, got {found}")));
+    }
+    // SAFETY: the map lies within the file, which was checked above, and the file cannot be shortened: on Linux the kernel refuses it
+    // (`Buffer::create` seals it), elsewhere no other process than the worker knows its path. Host and worker take turns, each touching the
+    // bytes only between a message to it and its answer. A hostile plugin can break that turn: the worker's process is its own to break; the
+    // host only copies bytes in and out, for which every value is valid, and looks at its copy.
+    unsafe { MmapOptions::new().len(len).map_mut(file) }
 }
 
 impl Packed {

@@ -49,6 +49,7 @@ pub use convert::{ConvertOptions, ConvertReport, Format, convert};
 pub use findings::{Finding, Findings, Reason};
 pub use info::{Info, RunInfo};
 pub use map::Mapped;
+pub(crate) use map::map_shared;
 pub use open::{Dropped, Selection};
 pub use rounding::Rounding;
 pub(crate) use rounding::round;

@@ -18,6 +18,8 @@ use crate::atomic::AtomicFile;
 use crate::dump::Dump;
 use crate::entropy::{Entropies, Entropy};
 use crate::gate::{Gate, Verdict};
+use crate::isolate::Limits;
+use crate::loading::LibraryFile;
 use crate::metrics::attention::{Attention, AttentionOptions};
 use crate::pipelines::{self, Grid};
 use crate::receipt::Receipt;
@@ -45,6 +47,10 @@ pub struct SweepConfig {
     /// Look for the cheapest setting that holds all limits, instead of running every product.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub search: Option<Search>,
+    /// Libraries with plugins to load, beside those of the command line.
+    pub plugins: Vec<LibraryFile>,
+    /// What a process that runs loaded plugins may use.
+    pub isolation: Limits,
     /// How attention is replayed where the dump holds queries; null for not at all.
     pub attention: Option<AttentionOptions>,
 }
@@ -52,7 +58,15 @@ pub struct SweepConfig {
 impl Default for SweepConfig {
     fn default() -> Self {
         let attention = Some(AttentionOptions { queries: Some(256), ..AttentionOptions::default() });
-        Self { dumps: Vec::new(), pipelines: Vec::new(), gate: None, search: None, attention }
+        Self {
+            dumps: Vec::new(),
+            pipelines: Vec::new(),
+            gate: None,
+            search: None,
+            plugins: Vec::new(),
+            isolation: Limits::default(),
+            attention,
+        }
     }
 }
 
@@ -71,6 +85,9 @@ impl SweepConfig {
         if let Some(folder) = path.parent() {
             for dump in &mut config.dumps {
                 *dump = folder.join(&*dump);
+            }
+            for library in &mut config.plugins {
+                library.path = folder.join(&library.path);
             }
         }
         Ok(config)

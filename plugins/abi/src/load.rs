@@ -148,8 +148,10 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-impl From<LoadError> for Error {
-    fn from(error: LoadError) -> Self {
+impl LoadError {
+    /// The same as an [`Error`].
+    pub fn into_error(self) -> Error {
+        let error = self;
         let kind = match error.kind {
             LoadErrorKind::NotFound => ErrorKind::Io,
             LoadErrorKind::EntryFailed => ErrorKind::PluginPanicked,
@@ -157,7 +159,7 @@ impl From<LoadError> for Error {
             LoadErrorKind::PinMismatch => ErrorKind::Mismatch,
             _ => ErrorKind::InvalidInput,
         };
-        Self::new(kind, error.to_string())
+        Error::new(kind, error.to_string())
     }
 }
 

@@ -86,7 +86,7 @@ impl Plugin for Clip {
         }
         let rule = match config.method {
             Method::Percentile => percentiles(config.mode, config.low, config.high)?,
-            _ => Range::Sigma(config.sigma),
+            Method::Sigma => Range::Sigma(config.sigma),
         };
         Ok(Self { config, rule })
     }
