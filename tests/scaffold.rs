@@ -1,7 +1,7 @@
 //! What `gearbox plugin new` writes builds without warnings and passes the conformance kit as it is; so does the wrapper of a real C library.
 //! The commands of `docs/PLUGINS.md` are taken from the document and run, and what they print is compared with what it says.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
