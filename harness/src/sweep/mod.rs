@@ -74,7 +74,7 @@ impl SweepConfig {
     /// Reads a config file.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) with file, JSON pointer and what is legal there.
+    /// [`ErrorKind::InvalidConfig`] with file, JSON pointer and what is legal there.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         let place = || format!("`{}`", path.display());
