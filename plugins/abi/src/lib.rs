@@ -18,7 +18,7 @@
 //! for entry in &load(&"target/release/libdemo.so".into(), &Host::default())?.entries {
 //!     registry.insert(entry.clone())?;
 //! }
-//! # Ok::<(), gearbox_core::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! This is the only crate of the workspace whose business is `unsafe`. What a library writes is checked as far as that is possible from
