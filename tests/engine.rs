@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use gearbox::compare::{self, Options};
 use gearbox::dump::{Dump, Selection};
 use gearbox::engine;
-use gearbox::sweep::{self, Containers, Opened, Outcome, SweepConfig};
+use gearbox::sweep::{Containers, Opened, Outcome, Plan, SweepConfig};
 use gearbox_core::container::{Container, ContainerWriter, EntryInfo, RunId, RunInfo, SequenceInfo};
 use gearbox_core::{
     AnyEntry, Artifact, Bound, Capabilities, Chunk, ChunkMut, Chunking, Codec, Context, DType, ElemSet, EncodedChunk,
@@ -326,7 +326,7 @@ fn panic_of_a_plugin_is_a_failed_row_and_the_sweep_goes_on() {
     let containers = Containers { folder: folder.path().to_owned(), keep: false, overwrite: false };
     let specs = ["fragile", "store"].map(|id| PipelineSpec::of_codec(PluginSpec::new(id), Chunking::PerEntry));
     let config = SweepConfig { pipelines: specs.map(|spec| spec.to_value()).to_vec(), ..SweepConfig::default() };
-    let rows = sweep::run(&config, vec![Opened::new(dump).unwrap()], &registry, &containers).unwrap().rows;
+    let rows = Plan::new(&config, &registry).unwrap().run(vec![Opened::new(dump).unwrap()], &containers).unwrap().rows;
     let Outcome::Failed { state, reason } = &rows[0].outcome else { panic!("{:?}", rows[0].outcome) };
     assert_eq!(state, "panicked");
     assert!(reason.contains("layer 2") && reason.contains("a plugin panicked: layer 2 is too deep"), "{reason}");

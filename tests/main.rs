@@ -14,3 +14,4 @@ mod matrix;
 mod run;
 mod scaffold;
 mod sweeps;
+mod zoo;

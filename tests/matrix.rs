@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use gearbox::dump::{Dump, LayerSpec, RunSpec, SafetensorsWriter, Selection, Stage, TensorSpec};
-use gearbox::sweep::{self, Containers, Opened, Outcome, Row, SweepConfig};
+use gearbox::sweep::{Containers, Opened, Outcome, Plan, Row, SweepConfig};
 use gearbox_core::{AnyEntry, DType, Kind, Registry};
 use half::{bf16, f16};
 use serde_json::{Value, json};
@@ -87,7 +87,7 @@ fn every_pairing_ends_as_recorded() {
     let mut text = String::new();
     for (name, dtype) in [("f16", DType::F16), ("bf16", DType::Bf16), ("f32", DType::F32)] {
         let dump = dump(&folder.path().join(format!("{name}.safetensors")), dtype);
-        let sweep = sweep::run(&config, vec![Opened::new(dump).unwrap()], &registry, &containers).unwrap();
+        let sweep = Plan::new(&config, &registry).unwrap().run(vec![Opened::new(dump).unwrap()], &containers).unwrap();
         assert!(sweep.same.is_empty(), "{:?}", sweep.same);
         for ((transform, codec), row) in pairs().zip(&sweep.rows) {
             writeln!(text, "{name} {} + {codec}: {}", transform.unwrap_or("-"), cell(row)).unwrap();

@@ -144,6 +144,18 @@ impl ChunkCoder {
         self.lossless
     }
 
+    /// Whether every transform promises a bound on the error.
+    pub fn is_bounded(&self) -> bool {
+        self.transforms.iter().all(|transform| transform.bound() != Bound::Unbounded)
+    }
+
+    /// Whether equal input gives equal bytes, as its plugins declare.
+    pub fn is_deterministic(&self) -> bool {
+        let transforms = self.transforms.iter().map(|transform| transform.capabilities());
+        let codecs = self.codecs.values().map(|(_, codec)| codec.capabilities());
+        transforms.chain(codecs).all(|declared| declared.deterministic)
+    }
+
     /// Number of transforms before the codecs.
     pub fn transforms(&self) -> usize {
         self.transforms.len()

@@ -28,11 +28,10 @@ pub use eviction::{AttentionStep, CacheGeometry, CacheView, EvictionPolicy, Evic
 pub use lane::{Elem, ElemSet, Lane, LaneRef, LaneSpec, Latents};
 pub use limits::Limits;
 pub use pipeline::{
-    ChunkPlan, Chunking, CodecSpec, LayerRange, Pipeline, PipelineSpec, PluginSpec, PluginUse, RoleSpec, RouteSpec,
-    Span,
+    ChunkPlan, Chunking, CodecSpec, LayerRange, Pipeline, PipelineSpec, PluginSpec, RoleSpec, RouteSpec, Span,
 };
 pub use plugin::{Capabilities, Context, Needs, Plugin, Pool};
-pub use registry::{AnyEntry, Entry, Kind, Registration, Registry};
+pub use registry::{AnyEntry, Entry, Kind, LibraryUse, PluginUse, Registration, Registry};
 pub use tensor::{Chunk, ChunkMut, DType, Role, Rope, RopePairing, RopeScaling, Shape, Stage};
 pub use transform::{Bound, LossyTransform};
 

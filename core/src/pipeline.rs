@@ -15,7 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::coder::ChunkCoder;
 use crate::{
-    Artifact, Codec, DType, Entry, Error, LossyTransform, Needs, Registry, Result, ResultExt, Role, Sample, config,
+    Artifact, Codec, DType, Entry, Error, LossyTransform, Needs, PluginUse, Registry, Result, ResultExt, Role, Sample,
+    config,
 };
 
 /// A pipeline as it is written down.
@@ -102,7 +103,8 @@ impl PluginSpec {
         Self { id: id.to_owned(), settings }
     }
 
-    fn settings_value(&self) -> Value {
+    /// The settings as JSON.
+    pub fn settings_value(&self) -> Value {
         Value::Object(self.settings.clone())
     }
 }
@@ -379,6 +381,26 @@ impl PipelineSpec {
         Self { name: None, routes: vec![route], chunking }
     }
 
+    /// Every plugin with its settings, in written order.
+    pub fn plugins(&self) -> impl Iterator<Item = &PluginSpec> {
+        fn of<'a>(
+            transforms: Option<&'a Vec<PluginSpec>>,
+            codec: Option<&'a CodecSpec>,
+        ) -> impl Iterator<Item = &'a PluginSpec> {
+            let (all, per_lane) = match codec {
+                Some(CodecSpec::All(plugin)) => (Some(plugin), None),
+                Some(CodecSpec::PerLane(plugins)) => (None, Some(plugins.values())),
+                None => (None, None),
+            };
+            transforms.into_iter().flatten().chain(all).chain(per_lane.into_iter().flatten())
+        }
+        self.routes.iter().flat_map(|route| {
+            let roles = [&route.key, &route.value].into_iter().flatten();
+            let roles = roles.flat_map(|role| of(role.transforms.as_ref(), role.codec.as_ref()));
+            route.evict.iter().chain(of(route.transforms.as_ref(), route.codec.as_ref())).chain(roles)
+        })
+    }
+
     /// Reads a pipeline from JSON text.
     ///
     /// # Errors
@@ -395,16 +417,6 @@ impl PipelineSpec {
     }
 }
 
-/// A plugin that a pipeline uses.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PluginUse {
-    /// Id, never an alias.
-    pub id: String,
-    /// Version of the bytes it writes.
-    pub format_version: u32,
-}
-
 /// A codec at one place of the pipeline: what a trained model belongs to.
 #[derive(Clone, Debug)]
 struct Slot {
@@ -414,15 +426,15 @@ struct Slot {
     artifact: Option<Artifact>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Route {
     layers: LayerRange,
     evicts: bool,
     coders: [ChunkCoder; 2],
 }
 
-/// A pipeline whose plugins are built.
-#[derive(Debug)]
+/// A pipeline whose plugins are built. A clone shares them, and is trained on its own.
+#[derive(Clone, Debug)]
 pub struct Pipeline {
     name: String,
     spec: PipelineSpec,
@@ -546,6 +558,20 @@ impl Pipeline {
         self.lossless
     }
 
+    /// Whether every transform promises a bound on the error.
+    pub fn is_bounded(&self) -> bool {
+        self.coders().all(ChunkCoder::is_bounded)
+    }
+
+    /// Whether equal input gives equal bytes, as its plugins declare.
+    pub fn is_deterministic(&self) -> bool {
+        self.coders().all(ChunkCoder::is_deterministic)
+    }
+
+    fn coders(&self) -> impl Iterator<Item = &ChunkCoder> {
+        self.routes.iter().flat_map(|route| &route.coders)
+    }
+
     /// Checks that tensors of a type can be coded, before any work starts.
     ///
     /// # Errors
@@ -616,7 +642,7 @@ impl Builder<'_> {
             let entry = self.registry.eviction(&evict.id);
             let entry = entry.context(|| format!("`{pointer}/evict/id`"))?;
             let policy = build(entry, evict, &format!("{pointer}/evict"))?;
-            self.note(&entry.id, entry.format_version);
+            self.plugins.push(entry.as_use());
             resolved.evict = Some(PluginSpec::resolved(&entry.id, policy.config()));
         }
         let shared_codec = match &spec.codec {
@@ -669,10 +695,6 @@ impl Builder<'_> {
         Ok((Route { layers: spec.layers, evicts: spec.evict.is_some(), coders }, resolved))
     }
 
-    fn note(&mut self, id: &str, format_version: u32) {
-        self.plugins.push(PluginUse { id: id.to_owned(), format_version });
-    }
-
     fn codec(&mut self, spec: &CodecSpec, pointer: &str) -> Result<(Lanes, CodecSpec)> {
         match spec {
             CodecSpec::All(plugin) => {
@@ -696,7 +718,7 @@ impl Builder<'_> {
         let entry = self.registry.codec(&plugin.id).context(|| format!("`{pointer}/id`"))?;
         let codec = build(entry, plugin, pointer)?;
         let resolved = PluginSpec::resolved(&entry.id, codec.config());
-        self.note(&entry.id, entry.format_version);
+        self.plugins.push(entry.as_use());
         self.slots.push(Slot { pointer: pointer.to_owned(), codec, artifact: None });
         Ok((self.slots.len() - 1, resolved))
     }
@@ -709,7 +731,7 @@ impl Builder<'_> {
             let entry = self.registry.transform(&plugin.id).context(|| format!("`{pointer}/id`"))?;
             let transform = build(entry, plugin, &pointer)?;
             specs.push(PluginSpec::resolved(&entry.id, transform.config()));
-            self.note(&entry.id, entry.format_version);
+            self.plugins.push(entry.as_use());
             built.push(transform);
         }
         Ok((built, specs))

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{Codec, Error, ErrorKind, EvictionPolicy, LossyTransform, Plugin, Result, config};
 
 /// What a plugin does; every id belongs to exactly one kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// [`Codec`].
@@ -27,6 +28,33 @@ impl fmt::Display for Kind {
             Self::Transform => "transform",
             Self::Eviction => "eviction",
         })
+    }
+}
+
+/// A plugin that a pipeline uses. Keys that a later minor version of the format adds are passed over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PluginUse {
+    /// Id, never an alias.
+    pub id: String,
+    /// Version of the bytes it writes.
+    pub format_version: u32,
+    /// The library that it was loaded from; none for a built-in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<LibraryUse>,
+}
+
+/// A library that plugins were loaded from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LibraryUse {
+    /// Its file name, without folders: what to look for.
+    pub file: String,
+    /// SHA-256 of the file, 64 hexadecimal digits in lower case.
+    pub sha256: String,
+}
+
+impl fmt::Display for LibraryUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the library `{}` (SHA-256 {})", self.file, self.sha256)
     }
 }
 
@@ -59,6 +87,8 @@ pub struct Entry<T: ?Sized> {
     pub schema: Value,
     /// Where it comes from: the crate of a built-in, the path of a loaded library.
     pub origin: String,
+    /// The library that it was loaded from; none for a built-in.
+    pub library: Option<LibraryUse>,
     /// Builds it from settings that passed the schema.
     pub build: Build<T>,
 }
@@ -73,6 +103,7 @@ impl<T: ?Sized> Clone for Entry<T> {
             format_version: self.format_version,
             schema: self.schema.clone(),
             origin: self.origin.clone(),
+            library: self.library.clone(),
             build: Arc::clone(&self.build),
         }
     }
@@ -98,11 +129,17 @@ impl<T: ?Sized> Entry<T> {
             format_version: P::FORMAT_VERSION,
             schema: config::schema_of::<P::Config>(),
             origin: origin.to_owned(),
+            library: None,
             build: Arc::new(move |value| {
                 let config = serde_json::from_value(value.clone()).map_err(|e| Error::invalid_config(e.to_string()))?;
                 Ok(erase(P::new(config)?))
             }),
         }
+    }
+
+    /// What a container says of it.
+    pub fn as_use(&self) -> PluginUse {
+        PluginUse { id: self.id.clone(), format_version: self.format_version, library: self.library.clone() }
     }
 
     /// Builds the plugin from settings, after checking them against its schema.
@@ -220,6 +257,16 @@ impl AnyEntry {
     /// Where it comes from.
     pub fn origin(&self) -> &str {
         each!(self, entry => &entry.origin)
+    }
+
+    /// The library that it was loaded from; none for a built-in.
+    pub fn library(&self) -> Option<&LibraryUse> {
+        each!(self, entry => entry.library.as_ref())
+    }
+
+    /// What a container says of it.
+    pub fn as_use(&self) -> PluginUse {
+        each!(self, entry => entry.as_use())
     }
 
     /// The settings that building from `{}` resolves to.

@@ -81,6 +81,18 @@ fn missing_plugin_is_named() {
 }
 
 #[test]
+fn missing_library_is_named() {
+    let mut pipeline = Pipeline::build(pipeline(RUNS).spec(), &common::loaded("runs")).unwrap();
+    let (bytes, ..) = sample(&mut pipeline);
+    let container = Container::open(bytes.as_slice(), &Limits::default()).unwrap();
+    let error = container.pipeline(&gearbox_core::Registry::empty()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownPlugin);
+    let sha256 = "0123456789abcdef".repeat(4);
+    let expected = format!("`runs` is a plugin of the library `libtests.so` (SHA-256 {sha256}), which is not loaded");
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn container_of_a_newer_plugin_is_refused() {
     let (bytes, ..) = sample(&mut pipeline(RUNS));
     let needle = br#""format_version":2"#;

@@ -6,18 +6,27 @@ mod common;
 
 use std::path::Path;
 
-use common::{CHAIN, RUNS, decode, pipeline, sample};
+use common::{CHAIN, RUNS, decode, loaded, pipeline, sample};
+use gearbox_core::container::Container;
+use gearbox_core::{Limits, Pipeline};
 
 #[test]
 fn goldens_decode_and_are_written_the_same_today() {
-    for (name, json) in [("v1_0_tensor.gbx", RUNS), ("v1_0_lanes.gbx", CHAIN)] {
+    let written = [
+        ("v1_0_tensor.gbx", pipeline(RUNS)),
+        ("v1_0_lanes.gbx", pipeline(CHAIN)),
+        ("v1_1_library.gbx", Pipeline::build(pipeline(RUNS).spec(), &loaded("runs")).unwrap()),
+    ];
+    for (name, mut pipeline) in written {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name);
-        let (bytes, tensors, _) = sample(&mut pipeline(json));
+        let (bytes, tensors, _) = sample(&mut pipeline);
         if !path.exists() && std::env::var_os("GEARBOX_BLESS").is_some() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(decode(&golden).unwrap(), tensors, "{name}");
+        let container = Container::open(golden.as_slice(), &Limits::default()).unwrap();
+        assert_eq!(container.header().plugins, pipeline.plugins(), "{name}");
         assert_eq!(records(&golden), records(&bytes), "{name}: the format changed without a new version");
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
-use gearbox_core::{Error, Result};
+use gearbox_core::{Error, Result, ResultExt};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A number that a row of a sweep measures, over the whole dump.
+/// A number that a row measures: of a sweep over the whole dump, of a run of a model over the whole request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -61,11 +62,39 @@ pub enum Metric {
     WorstHeadOutputError,
     /// Attention: share of the most attended tokens that stay the same.
     TopAgreement,
+    /// Model: bytes of all tokens seen ÷ resident bytes, from one ledger, averaged over the steps.
+    ResidentRatio,
+    /// Model: tokens seen ÷ tokens kept, averaged over the steps.
+    LossyRatio,
+    /// Model: bytes of the kept tokens ÷ resident bytes, where every bit of them comes back.
+    LosslessRatio,
+    /// Model: 1 − decoded tokens per second ÷ those of the dense cache.
+    DecodeDrop,
+    /// Model: perplexity ÷ perplexity of the dense cache − 1.
+    PerplexityIncrease,
+    /// Model: mean Kullback-Leibler divergence of the next token from the dense cache, in nats.
+    TokenKlMean,
+    /// Model: 99th percentile of that divergence.
+    TokenKlP99,
+    /// Model: share of steps in which the most probable token is that of the dense cache.
+    Top1Agreement,
 }
 
 impl Metric {
-    /// All of them.
-    pub const ALL: [Self; 25] = [
+    /// What a run of a model measures, besides [`Metric::WorstHeadOutputError`].
+    pub const OF_MODELS: [Self; 8] = [
+        Self::ResidentRatio,
+        Self::LossyRatio,
+        Self::LosslessRatio,
+        Self::DecodeDrop,
+        Self::PerplexityIncrease,
+        Self::TokenKlMean,
+        Self::TokenKlP99,
+        Self::Top1Agreement,
+    ];
+
+    /// What a sweep over dumps measures.
+    pub const OF_DUMPS: [Self; 25] = [
         Self::Ratio,
         Self::BitsPerValue,
         Self::Mae,
@@ -95,7 +124,15 @@ impl Metric {
 
     /// Whether 1 is perfect and less is worse, so that what matters is the distance from 1.
     fn is_share(self) -> bool {
-        matches!(self, Self::Cosine | Self::KeyCosine | Self::ValueCosine | Self::WorstHeadCosine | Self::TopAgreement)
+        matches!(
+            self,
+            Self::Cosine
+                | Self::KeyCosine
+                | Self::ValueCosine
+                | Self::WorstHeadCosine
+                | Self::TopAgreement
+                | Self::Top1Agreement
+        )
     }
 }
 
@@ -140,7 +177,8 @@ impl JsonSchema for Gate {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let limit = generator.subschema_for::<Limit>();
-        let limits = Metric::ALL.map(|metric| (metric.to_string(), limit.clone().to_value()));
+        let metrics = Metric::OF_DUMPS.into_iter().chain(Metric::OF_MODELS);
+        let limits = metrics.map(|metric| (metric.to_string(), limit.clone().to_value()));
         json_schema!({
             "type": "object",
             "description": "Limits by metric; a row passes if it holds all of them. A number that was not measured does not pass.",
@@ -158,6 +196,23 @@ impl Default for Gate {
 }
 
 impl Gate {
+    /// Reads limits from a JSON file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) with file, JSON pointer and what is legal there, also for no limits.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
+        let read = || -> Result<Self> {
+            let value = serde_json::from_str(&text).map_err(|error| Error::invalid_config(error.to_string()))?;
+            let gate: Self = gearbox_core::config::from_value(&value)?;
+            if gate.0.is_empty() {
+                return Err(Error::invalid_config("expected at least one limit, got none"));
+            }
+            gate.check("").map(|()| gate)
+        };
+        read().context(|| format!("`{}`", path.display()))
+    }
+
     /// Checks that every limit says something that can hold.
     ///
     /// # Errors

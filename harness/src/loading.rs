@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::isolate::{Isolation, Limits, Spawn};
 
 /// Paths of libraries and folders, separated as in `PATH`.
-const SEARCH_PATH: &str = "GEARBOX_PLUGIN_PATH";
+pub const SEARCH_PATH: &str = "GEARBOX_PLUGIN_PATH";
 
 /// Which libraries to load, and how their plugins run.
 #[derive(Clone, Debug, Default, Args)]
@@ -58,6 +58,16 @@ impl LoadArgs {
     /// Whether loaded plugins run in processes of their own.
     pub fn isolates(&self, by_default: bool) -> bool {
         self.isolate || by_default && !self.no_isolate
+    }
+
+    /// The built-ins and the plugins of the flags and of the environment.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn registry(&self) -> Result<Registry> {
+        let mut registry = gearbox_plugins::registry()?;
+        self.add(&mut registry, &self.sources(), self.isolates(false), &Limits::default())?;
+        Ok(registry)
     }
 
     /// Adds the plugins of libraries to a registry.

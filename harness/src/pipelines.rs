@@ -169,11 +169,7 @@ impl Grid {
 
     /// Every point, the last axis fastest.
     fn points(&self) -> Vec<Vec<usize>> {
-        let none = vec![Vec::new()];
-        self.axes.iter().fold(none, |points, (_, values)| {
-            let longer = |point: &Vec<usize>, idx: usize| [&point[..], &[idx]].concat();
-            points.iter().flat_map(|point| (0..values.len()).map(move |idx| longer(point, idx))).collect()
-        })
+        points(self.lens().into_iter().map(|len| (0..len).collect()))
     }
 
     /// Adds the settings of a point to the name of its pipeline, if it has one.
@@ -190,6 +186,11 @@ impl Grid {
         let settings: Vec<_> = self.axes.iter().zip(point).map(setting).collect();
         *name = format!("{name} ({})", settings.join(", "));
     }
+}
+
+/// All combinations of one place per axis, the last axis fastest.
+pub(crate) fn points(axes: impl Iterator<Item = Vec<usize>>) -> Vec<Vec<usize>> {
+    axes.fold(vec![Vec::new()], |points, places| product(&points, &places, Vec::push))
 }
 
 /// Parts of a JSON pointer that every pipeline has.
@@ -257,8 +258,8 @@ fn products(value: &Value, pointer: &str) -> Result<Vec<Value>> {
     }
 }
 
-fn product<T: Clone>(prefixes: &[T], values: &[Value], add: impl Fn(&mut T, Value)) -> Vec<T> {
-    let extend = |prefix: &T, value: &Value| {
+fn product<T: Clone, V: Clone>(prefixes: &[T], values: &[V], add: impl Fn(&mut T, V)) -> Vec<T> {
+    let extend = |prefix: &T, value: &V| {
         let mut longer = prefix.clone();
         add(&mut longer, value.clone());
         longer

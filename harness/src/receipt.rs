@@ -10,7 +10,7 @@ pub struct Receipt {
     pub version: &'static str,
     /// Commit it was built from, if it was built in a checkout.
     pub commit: Option<&'static str>,
-    /// Every plugin by id, with the version of the bytes it writes.
+    /// Every plugin by id, with the version of the bytes it writes and the library it was loaded from.
     pub plugins: Vec<PluginUse>,
     /// Vector extensions of the processor that matter here.
     pub cpu_features: Vec<&'static str>,
@@ -21,9 +21,8 @@ pub struct Receipt {
 impl Receipt {
     /// The receipt of the running process.
     pub fn new(registry: &Registry) -> Self {
-        let plugin = |entry: &AnyEntry| PluginUse { id: entry.id().to_owned(), format_version: entry.format_version() };
         Self {
-            plugins: registry.entries().map(plugin).collect(),
+            plugins: registry.entries().map(AnyEntry::as_use).collect(),
             version: env!("CARGO_PKG_VERSION"),
             commit: option_env!("GEARBOX_COMMIT"),
             cpu_features: cpu_features(),

@@ -25,7 +25,7 @@ pub struct Config {
 
 impl Config {
     /// Does it, if this is the place.
-    fn at(&self, place: &str) {
+    pub fn at(&self, place: &str) {
         if self.at != place {
             return;
         }
@@ -73,7 +73,7 @@ impl Config {
         }
     }
 
-    fn is(&self, act: &str) -> bool {
+    pub fn is(&self, act: &str) -> bool {
         self.act == act
     }
 }
@@ -234,7 +234,7 @@ impl LossyTransform for HostileTransform {
 
     fn bound(&self) -> Bound {
         self.config.at("bound");
-        Bound::Absolute(f64::INFINITY)
+        Bound::Absolute(f64::MAX)
     }
 
     fn forward(&self, chunk: Chunk<'_>, cx: &Context<'_>, out: &mut Latents) -> Result<()> {

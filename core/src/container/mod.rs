@@ -23,7 +23,7 @@ pub const MAGIC: [u8; 8] = *b"\x89GBX\r\n\x1a\n";
 /// Last bytes of a complete container.
 pub const END_MAGIC: [u8; 8] = *b"GBXEND\r\n";
 /// Version of the format that is written.
-pub const VERSION: (u16, u16) = (1, 0);
+pub const VERSION: (u16, u16) = (1, 1);
 
 /// Bytes behind the index: its offset, a checksum of the offset and [`END_MAGIC`].
 const TRAILER: u64 = 8 + 4 + 8;

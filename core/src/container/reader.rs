@@ -471,7 +471,13 @@ impl<S: ReadAt> Container<S> {
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if a plugin here is older than the one that wrote.
     pub fn pipeline(&self, registry: &Registry) -> Result<Pipeline> {
         for plugin in &self.header.plugins {
-            let known = registry.get(&plugin.id)?.format_version();
+            let known = registry.get(&plugin.id).map_err(|error| match &plugin.library {
+                Some(library) => {
+                    Error::new(error.kind(), format!("`{}` is a plugin of {library}, which is not loaded", plugin.id))
+                }
+                None => error,
+            })?;
+            let known = known.format_version();
             if plugin.format_version > known {
                 return Err(Error::unsupported(format!(
                     "written by `{}` format version {}, this program has version {known}",

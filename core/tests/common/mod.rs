@@ -251,6 +251,22 @@ pub fn registry() -> Registry {
     registry
 }
 
+/// The same plugins, one of them from a library.
+pub fn loaded(id: &str) -> Registry {
+    let library = LibraryUse { file: "libtests.so".into(), sha256: "0123456789abcdef".repeat(4) };
+    let mut loaded = Registry::empty();
+    for entry in registry().entries() {
+        let mut entry = entry.clone();
+        if let AnyEntry::Codec(codec) = &mut entry
+            && codec.id == id
+        {
+            codec.library = Some(library.clone());
+        }
+        loaded.insert(entry).unwrap();
+    }
+    loaded
+}
+
 pub fn pipeline(json: &str) -> Pipeline {
     Pipeline::build(&PipelineSpec::from_json(json).unwrap(), &registry()).unwrap()
 }

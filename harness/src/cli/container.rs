@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gearbox_core::container::{Container, Damage, SequenceInfo};
 use gearbox_core::ledger::Section;
-use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, ResultExt, Role, Shape};
+use gearbox_core::{
+    Error, ErrorKind, LibraryUse, Limits, Pipeline, PluginUse, Registry, Result, ResultExt, Role, Shape,
+};
 use serde_json::json;
 
 use super::DumpArgs;
 use crate::atomic::AtomicFile;
 use crate::dump::{self, ConvertOptions, Dump, Entry, Format, Layer, Layout, Run, Tensor};
+use crate::loading::SEARCH_PATH;
 use crate::report::{self, Columns};
 use crate::select::SelectArgs;
 use crate::status::Status;
@@ -72,7 +75,21 @@ fn open(path: &Path) -> Result<File> {
 fn open_with_pipeline(path: &Path, registry: &Registry) -> Result<(Container<File>, Pipeline)> {
     let read = |file| {
         let container = Container::open(file, &Limits::default())?;
-        let pipeline = container.pipeline(registry)?;
+        let pipeline = container.pipeline(registry).map_err(|error| match error.kind() {
+            ErrorKind::UnknownPlugin => {
+                error.context(format!("(`--plugin` or `{SEARCH_PATH}` names libraries to load)"))
+            }
+            _ => error,
+        })?;
+        for plugin in &container.header().plugins {
+            let here = registry.get(&plugin.id)?.library();
+            if here != plugin.library.as_ref() {
+                let name =
+                    |library: Option<&LibraryUse>| library.map_or("this program".to_owned(), ToString::to_string);
+                let (then, now) = (name(plugin.library.as_ref()), name(here));
+                tracing::warn!("`{}`: `{}` was written by {then}, and is read by {now}", path.display(), plugin.id);
+            }
+        }
         Ok((container, pipeline))
     };
     read(open(path)?).context(|| format!("`{}`", path.display()))
@@ -279,8 +296,11 @@ fn inspect_json(container: &Container<File>, damage: &[Damage]) -> serde_json::V
 fn inspect_text(container: &Container<File>, damage: &[Damage]) -> String {
     let header = container.header();
     let original: u64 = container.original_bytes();
-    let plugins: Vec<_> =
-        header.plugins.iter().map(|plugin| format!("{} v{}", plugin.id, plugin.format_version)).collect();
+    let plugin = |plugin: &PluginUse| {
+        let from = plugin.library.as_ref().map_or(String::new(), |library| format!(" of {library}"));
+        format!("{} v{}{from}", plugin.id, plugin.format_version)
+    };
+    let plugins: Vec<_> = header.plugins.iter().map(plugin).collect();
     let mut lines = vec![
         format!("written by  {}", header.writer),
         format!("plugins     {}", plugins.join(", ")),
@@ -356,7 +376,6 @@ impl VerifyArgs {
         let chunks: usize = container.sequences().map(|sequence| sequence.chunks.len()).sum();
         let bar = report::progress(total, "verifying");
         let mut status = Status::Pass;
-        let mut changed = None;
         let mut error = None;
         let failures = match &self.dump {
             None => engine::decode(&container, &pipeline, &bar, |_, _, _| Ok(()), |_, _, _| Ok(()))?.failures,
@@ -364,20 +383,20 @@ impl VerifyArgs {
                 let (dump, opened) = self.select.open(path)?;
                 status = opened;
                 let compared = compare::with_dump(&container, &pipeline, &dump, compare::Options::default(), &bar)?;
-                changed = Some((compared.changed_values, compared.values));
                 error = Some(compared.error_report().all);
                 compared.decoded.failures
             }
         };
         bar.finish_and_clear();
-        let lossy = changed.is_some_and(|(changed, _)| changed > 0 && pipeline.is_lossless());
+        let changed = error.as_ref().map(|all| all.error.changed);
+        let lossy = changed.is_some_and(|changed| changed > 0 && pipeline.is_lossless());
         let passed = failures.is_empty() && !lossy && chunks > 0;
         let corrupt = failures.iter().any(|failure| failure.kind() != ErrorKind::Mismatch);
         status = status.and(if corrupt { Status::BadInput } else { Status::pass_if(passed) });
         if json {
             report::print_json(&json!({
                 "file": self.file, "chunks": chunks, "original_bytes": total, "lossless": pipeline.is_lossless(),
-                "changed_values": changed.map(|(changed, _)| changed), "error": error,
+                "changed_values": changed, "error": error,
                 "failures": failures.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }))?;
             return Ok(status);
@@ -385,8 +404,9 @@ impl VerifyArgs {
         for failure in &failures {
             report::print(&format!("FAILED  {failure}"))?;
         }
-        let compared = changed
-            .map_or(String::new(), |(changed, values)| format!(", {changed} of {values} values differ from the dump"));
+        let compared = error.as_ref().map_or(String::new(), |all| {
+            format!(", {} of {} values differ from the dump", all.error.changed, all.error.elements)
+        });
         let lost = error.filter(|all| all.error.changed > 0).map_or(String::new(), |all| {
             let worst = all.worst_cosine.map(|head| head.error.cosine);
             let (snr, worst) = (report::decimal(all.error.snr_db, 1), report::decimal(worst, 5));

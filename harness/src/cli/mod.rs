@@ -11,11 +11,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gearbox_core::{Error, ErrorKind, Registry, Result};
+use gearbox_core::{Error, ErrorKind, Result};
 use tracing::Level;
 
 use crate::dump::Dump;
-use crate::isolate::Limits;
 use crate::loading::LoadArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
@@ -152,23 +151,17 @@ fn start(cli: Cli) -> Result<Status> {
         .build_global()
         .map_err(|error| Error::invalid_config(format!("--threads {}: {error}", cli.global.threads)))?;
     let load = cli.load;
-    let mut registry: Registry = gearbox_plugins::registry()?;
-    let isolate = load.isolates(matches!(cli.command, Command::Sweep(_)));
-    let is_check = matches!(cli.command, Command::Plugin(plugin::PluginCommand::Check { .. }));
-    if !is_check && !matches!(cli.command, Command::Sweep(_)) {
-        load.add(&mut registry, &load.sources(), isolate, &Limits::default())?;
-    }
     let json = cli.global.json;
     match cli.command {
-        Command::Sweep(args) => args.run(registry, &load, json),
-        Command::Encode(args) => args.run(&registry, json),
-        Command::Decode(args) => args.run(&registry, json),
+        Command::Sweep(args) => args.run(&load, json),
+        Command::Encode(args) => args.run(&load.registry()?, json),
+        Command::Decode(args) => args.run(&load.registry()?, json),
         Command::Inspect(args) => args.run(json),
-        Command::Verify(args) => args.run(&registry, json),
-        Command::Bench(args) => args.run(&registry, json),
-        Command::Plugin(command) => command.run(&registry, &load, json),
+        Command::Verify(args) => args.run(&load.registry()?, json),
+        Command::Bench(args) => args.run(&load.registry()?, json),
+        Command::Plugin(command) => command.run(&load, json),
         Command::Dump(command) => command.run(json),
-        Command::Exp(command) => command.run(&registry, json),
+        Command::Exp(command) => command.run(&load.registry()?, json),
         Command::Worker(_) => unreachable!("it has run"),
         Command::Completions { shell } => {
             let mut script = Vec::new();

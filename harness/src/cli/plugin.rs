@@ -58,10 +58,10 @@ pub(super) enum NewKind {
 }
 
 impl PluginCommand {
-    pub(super) fn run(self, registry: &Registry, load: &LoadArgs, json: bool) -> Result<Status> {
+    pub(super) fn run(self, load: &LoadArgs, json: bool) -> Result<Status> {
         match self {
-            Self::List => list(registry, json)?,
-            Self::Show { id } => show(registry.get(&id)?, json)?,
+            Self::List => list(&load.registry()?, json)?,
+            Self::Show { id } => show(load.registry()?.get(&id)?, json)?,
             Self::Check { library, settings } => return check(library, &settings, load, json),
             Self::New { name, kind, lang, out } => new(&name, kind, lang, out, json)?,
         }

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gearbox_abi::Source;
-use gearbox_core::{Error, Registry, Result};
+use gearbox_core::{Error, Result};
 
 use crate::atomic::AtomicFile;
 use crate::gate::Metric;
 use crate::loading::LoadArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::sweep::{Containers, Opened, Sweep, SweepConfig};
-use crate::{report, sample, sweep};
+use crate::sweep::{Containers, Opened, Plan, Sweep, SweepConfig};
+use crate::{report, sample};
 
 /// Runs every pipeline over a dump, and judges each by what attention would see.
 ///
@@ -56,19 +56,18 @@ pub(super) struct SweepArgs {
 }
 
 impl SweepArgs {
-    pub(super) fn run(self, mut registry: Registry, load: &LoadArgs, json: bool) -> Result<Status> {
+    pub(super) fn run(self, load: &LoadArgs, json: bool) -> Result<Status> {
         let mut config = self.config.as_deref().map(SweepConfig::read).transpose()?.unwrap_or_default();
         let mut sources = load.sources();
         sources
             .extend(config.plugins.iter().map(|file| Source { path: file.path.clone(), sha256: file.sha256.clone() }));
+        let mut registry = gearbox_plugins::registry()?;
         load.add(&mut registry, &sources, load.isolates(true), &config.isolation)?;
         let registry = &registry;
         for text in &self.pipeline {
             config.pipelines.push(crate::pipelines::read(text, registry)?);
         }
-        if config.search.is_none() {
-            config.pipelines(registry)?;
-        }
+        let plan = Plan::new(&config, registry)?;
         let mut paths = if self.dump.is_empty() { config.dumps.clone() } else { self.dump.clone() };
         if paths.is_empty() {
             paths.push(sample::find()?);
@@ -96,7 +95,7 @@ impl SweepArgs {
             status = status.and(opened);
             dumps.push(Opened::new(dump)?);
         }
-        let result = sweep::run(&config, dumps, registry, &containers)?;
+        let result = plan.run(dumps, &containers)?;
         status = status.and(Status::pass_if(result.passed()));
         let text = result.summary();
         if let Some(files) = files.take() {
@@ -130,7 +129,7 @@ impl Files {
         self.json.commit()?;
         let mut csv = csv::Writer::from_writer(&mut self.csv);
         let failed = |error: csv::Error| Error::io("sweep.csv", &error.into());
-        let metrics: Vec<_> = Metric::ALL.iter().map(ToString::to_string).collect();
+        let metrics: Vec<_> = Metric::OF_DUMPS.iter().map(ToString::to_string).collect();
         let fixed = [
             "dump",
             "pipeline",
@@ -139,6 +138,7 @@ impl Files {
             "reason",
             "gate",
             "pareto",
+            "labels",
             "original_bytes",
             "stored_bytes",
             "key_original_bytes",
@@ -160,7 +160,8 @@ impl Files {
             let gate = row.verdict.as_ref().map_or(String::new(), ToString::to_string);
             let mut record =
                 vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.into(), reason.into(), gate];
-            record.push(row.pareto.to_string());
+            let labels: Vec<_> = row.labels.iter().map(ToString::to_string).collect();
+            record.extend([row.pareto.to_string(), labels.join(" ")]);
             let numbers = [
                 row.original_bytes,
                 row.stored_bytes,
@@ -177,7 +178,7 @@ impl Files {
             record.extend(numbers.map(|number| number.to_string()));
             let number = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
             record.extend([row.floor, row.gap].map(number));
-            record.extend(Metric::ALL.map(|metric| number(row.measured(metric))));
+            record.extend(Metric::OF_DUMPS.map(|metric| number(row.measured(metric))));
             record.push(row.pipeline.to_string());
             csv.write_record(&record).map_err(failed)?;
         }

@@ -11,36 +11,47 @@ use crate::metrics::attention::{Attention, AttentionTally, LayerAttention, Layer
 /// Replays attention layer by layer.
 pub(super) struct Replay<'a> {
     attention: &'a Attention,
+    /// By sequence, the keys and values of its layer; none where entries lack queries.
+    pairs: Vec<Option<Pair>>,
     /// Decoded tensors by sequence; those of a layer are dropped when it has been replayed.
     held: BTreeMap<usize, Vec<u8>>,
     tally: AttentionTally,
 }
 
+/// The sequences of a layer, keys and values.
+#[derive(Clone, Copy)]
+struct Pair {
+    sequences: [usize; 2],
+    bytes: [usize; 2],
+}
+
 impl<'a> Replay<'a> {
     /// None if no layer holds queries for all of its entries.
     pub fn new(attention: &'a Attention, originals: &[Original<'_>]) -> Option<Self> {
-        let any = originals.iter().any(|original| has_queries(original.layer));
-        any.then(|| Self { attention, held: BTreeMap::new(), tally: AttentionTally::default() })
+        let place = |original: &Original<'_>, role| (original.run.clone(), original.layer.id, role);
+        let numbers: BTreeMap<_, usize> =
+            originals.iter().enumerate().map(|(idx, original)| (place(original, original.role), idx)).collect();
+        let pair = |original: &Original<'_>| {
+            original.layer.entries.iter().all(|entry| entry.query.is_some()).then_some(())?;
+            let [key, value] = Role::ALL.map(|role| numbers.get(&place(original, role)).copied());
+            let sequences = [key?, value?];
+            Some(Pair { sequences, bytes: sequences.map(|idx| originals[idx].bytes()) })
+        };
+        let pairs: Vec<_> = originals.iter().map(pair).collect();
+        let any = pairs.iter().any(Option::is_some);
+        any.then(|| Self { attention, pairs, held: BTreeMap::new(), tally: AttentionTally::default() })
     }
 
     /// Takes the next chunk of a sequence.
     pub fn add(&mut self, originals: &[Original<'_>], idx: usize, decoded: &[u8]) -> Result<()> {
-        let own = &originals[idx];
-        if !has_queries(own.layer) {
-            return Ok(());
-        }
+        let Some(Pair { sequences, bytes }) = self.pairs[idx] else { return Ok(()) };
         self.held.entry(idx).or_default().extend_from_slice(decoded);
-        let of_role = |role| {
-            let same = |other: &Original<'_>| std::ptr::eq(other.layer, own.layer) && other.role == role;
-            originals.iter().position(same)
-        };
-        let (Some(key), Some(value)) = (of_role(Role::Key), of_role(Role::Value)) else { return Ok(()) };
-        let complete = |idx| self.held.get(&idx).map_or(0, Vec::len) == originals[idx].bytes();
-        if !(complete(key) && complete(value)) {
+        if sequences.map(|idx| self.held.get(&idx).map_or(0, Vec::len)) != bytes {
             return Ok(());
         }
-        let mut take = |idx| self.held.remove(&idx).unwrap_or_default();
-        let found = layer(self.attention, own.layer, &take(key), &take(value));
+        let own = &originals[idx];
+        let [keys, values] = sequences.map(|idx| self.held.remove(&idx).unwrap_or_default());
+        let found = layer(self.attention, own.layer, &keys, &values);
         let found = found.context(|| format!("run `{}`, layer {}", own.run, own.layer.id))?;
         self.tally.add(&own.run, own.layer.id, &found);
         Ok(())
@@ -49,10 +60,6 @@ impl<'a> Replay<'a> {
     pub fn finish(self) -> AttentionTally {
         self.tally
     }
-}
-
-fn has_queries(layer: &Layer) -> bool {
-    layer.entries.iter().all(|entry| entry.query.is_some())
 }
 
 fn layer(attention: &Attention, layer: &Layer, decoded_keys: &[u8], decoded_values: &[u8]) -> Result<LayerAttention> {

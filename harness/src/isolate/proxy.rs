@@ -61,13 +61,13 @@ impl Isolation {
     }
 
     fn entry<T: ?Sized + 'static>(&self, entry: Listed, erase: fn(Remote) -> Arc<T>) -> Entry<T> {
-        let Listed { kind: _, id, aliases, summary, source, format_version, schema, origin } = entry;
+        let Listed { kind: _, id, aliases, summary, source, format_version, schema, origin, library } = entry;
         let (pool, name) = (Arc::clone(&self.0), id.clone());
         let build = Arc::new(move |settings: &Value| {
             let built = Remote::build(Arc::clone(&pool), &name, settings.clone(), Arc::new(Vec::new()))?;
             built.map(erase).ok_or_else(|| Error::unsupported("it was not built"))
         });
-        Entry { id, aliases, summary, source, format_version, schema, origin, build }
+        Entry { id, aliases, summary, source, format_version, schema, origin, library, build }
     }
 
     fn codec(remote: Remote) -> Arc<dyn Codec> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use gearbox_core::{
     AnyEntry, Bound, CacheGeometry, Capabilities, Chunk, Context, DType, Elem, ElemSet, Error, ErrorKind, KeepSet,
-    LaneSpec, Latents, Needs, Result, Role, Rope, Shape,
+    LaneSpec, Latents, LibraryUse, Needs, Result, Role, Rope, Shape,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -141,6 +141,7 @@ pub struct Listed {
     pub format_version: u32,
     pub schema: Value,
     pub origin: String,
+    pub library: Option<LibraryUse>,
 }
 
 impl Listed {
@@ -154,6 +155,7 @@ impl Listed {
             format_version: entry.format_version(),
             schema: entry.schema().clone(),
             origin: entry.origin().to_owned(),
+            library: entry.library().cloned(),
         }
     }
 }

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::canary::Canary;
+use self::labels::Labels;
+pub use self::labels::{Label, Refuted};
 pub use self::row::{LedgerRow, Outcome, RoleBytes, Row};
 pub use self::search::{Found, Objective, Search};
 use crate::atomic::AtomicFile;
@@ -26,6 +28,7 @@ use crate::receipt::Receipt;
 use crate::report;
 
 pub mod canary;
+mod labels;
 mod pareto;
 mod row;
 mod search;
@@ -105,15 +108,15 @@ impl SweepConfig {
         search.check()
     }
 
-    /// The pipelines to run, expanded, in written order. Of the products of one pipeline those whose settings do not go together carry the
-    /// reason.
+    /// The pipelines to run, expanded and built, in written order.
     ///
     /// # Errors
-    /// What [`pipelines::expand`] and [`Pipeline::build`] report, with the number of the pipeline, if none of its products is legal.
-    pub fn pipelines(&self, registry: &Registry) -> Result<Vec<(PipelineSpec, Option<Error>)>> {
-        let build = |spec: PipelineSpec| match Pipeline::build(&spec, registry) {
-            Err(error) => (spec, Some(error)),
-            Ok(_) => (spec, None),
+    /// What [`pipelines::expand`] reports, with the number of the pipeline; [`ErrorKind::UnknownPlugin`]; and what [`Pipeline::build`] reports if
+    /// none of the products of one pipeline is legal.
+    fn planned(&self, registry: &Registry) -> Result<Vec<Planned>> {
+        let build = |spec: PipelineSpec| {
+            let built = Pipeline::build(&spec, registry);
+            Planned { spec, built }
         };
         if self.pipelines.is_empty() {
             return Ok(pipelines::defaults(registry).into_iter().map(build).collect());
@@ -121,17 +124,28 @@ impl SweepConfig {
         let mut all = Vec::new();
         for (idx, value) in self.pipelines.iter().enumerate() {
             let place = || format!("`/pipelines/{idx}`");
-            let mut products: Vec<_> = pipelines::expand(value).context(place)?.into_iter().map(build).collect();
-            let legal = products.iter().any(|(_, error)| error.is_none());
-            // An unknown plugin is a slip of the pen, whatever stands beside it.
-            let is_fatal = |error: &Error| !legal || error.kind() != ErrorKind::InvalidConfig;
-            if let Some(error) = products.iter_mut().find_map(|(_, error)| error.take_if(|error| is_fatal(error))) {
-                return Err(error).context(place);
+            let products: Vec<_> = pipelines::expand(value).context(place)?.into_iter().map(build).collect();
+            let error = |planned: &Planned| planned.built.as_ref().err().map(Error::kind);
+            let illegal = products.iter().all(|planned| error(planned) == Some(ErrorKind::InvalidConfig));
+            for planned in products {
+                match planned.built {
+                    // An unknown plugin is a slip of the pen, whatever stands beside it.
+                    Err(error) if illegal || error.kind() == ErrorKind::UnknownPlugin => {
+                        return Err(error).context(place);
+                    }
+                    _ => all.push(planned),
+                }
             }
-            all.extend(products);
         }
         Ok(all)
     }
+}
+
+/// A pipeline of a sweep, or why it was not built.
+#[derive(Debug)]
+struct Planned {
+    spec: PipelineSpec,
+    built: Result<Pipeline>,
 }
 
 /// All rows of a sweep and what is needed to run it again.
@@ -151,6 +165,8 @@ pub struct Sweep {
     pub rows: Vec<Row>,
     /// Pipelines that were left out because they do the same as another one.
     pub same: Vec<Same>,
+    /// Promises of loaded plugins that the conformance kit refuted.
+    pub refuted: Vec<Refuted>,
     /// What was looked for.
     pub search: Option<Search>,
     /// What a search found, one per pipeline of the config.
@@ -267,89 +283,114 @@ impl Opened {
 /// Queries per head that are replayed behind a lossless pipeline.
 const EXACT_QUERIES: usize = 16;
 
-/// What runs rows.
-struct Runner<'a> {
-    config: &'a SweepConfig,
+/// A sweep whose settings are checked and whose pipelines are built.
+#[derive(Debug)]
+pub struct Plan<'a> {
     registry: &'a Registry,
-    containers: &'a Containers,
-    gate: &'a Gate,
-    attention: Option<&'a Attention>,
+    search: Option<Search>,
+    /// What a search walks over.
+    templates: Vec<Value>,
+    /// What runs without one.
+    planned: Vec<Planned>,
+    gate: Gate,
+    gate_required: bool,
+    attention: Option<Attention>,
     /// For lossless pipelines, where a few queries show as much as all: that nothing changed.
-    exact_attention: Option<&'a Attention>,
-    /// Channels per head of keys and values in any dump.
-    dims: Vec<[usize; 2]>,
-    rows: Vec<Row>,
+    exact_attention: Option<Attention>,
 }
 
-/// Runs a sweep.
-///
-/// # Errors
-/// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
-pub fn run(config: &SweepConfig, dumps: Vec<Opened>, registry: &Registry, containers: &Containers) -> Result<Sweep> {
-    config.check()?;
-    let gate = config.search.as_ref().map(|search| &search.subject_to).or(config.gate.as_ref()).cloned();
-    let (gate_required, gate) = (gate.is_some(), gate.unwrap_or_default().with_default());
-    let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
-    dims.sort_unstable();
-    dims.dedup();
-    let attention = config.attention.clone().map(Attention::new).transpose().context(|| "`/attention`".into())?;
-    let few = |attention: &Attention| {
-        let options = attention.options().clone();
-        Attention::new(AttentionOptions {
-            queries: Some(options.queries.unwrap_or(EXACT_QUERIES).min(EXACT_QUERIES)),
-            ..options
-        })
-    };
-    let exact_attention = attention.as_ref().map(few).transpose()?;
-    let (attention, exact_attention) = (attention.as_ref(), exact_attention.as_ref());
-    let mut runner =
-        Runner { config, registry, containers, gate: &gate, attention, exact_attention, dims, rows: Vec::new() };
-    let mut canaries = Vec::new();
-    for opened in &dumps {
-        canaries.extend(canary::run(&opened.dump, &gate, registry, attention)?);
+impl<'a> Plan<'a> {
+    /// Checks settings and builds pipelines; those of a search are built when it comes to them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] with the JSON pointer; [`ErrorKind::UnknownPlugin`].
+    pub fn new(config: &SweepConfig, registry: &'a Registry) -> Result<Self> {
+        config.check()?;
+        let search = config.search.clone();
+        let gate = search.as_ref().map(|search| &search.subject_to).or(config.gate.as_ref()).cloned();
+        let (gate_required, gate) = (gate.is_some(), gate.unwrap_or_default().with_default());
+        let attention = config.attention.clone().map(Attention::new).transpose().context(|| "`/attention`".into())?;
+        let few = |attention: &Attention| {
+            let options = attention.options().clone();
+            Attention::new(AttentionOptions {
+                queries: Some(options.queries.unwrap_or(EXACT_QUERIES).min(EXACT_QUERIES)),
+                ..options
+            })
+        };
+        let exact_attention = attention.as_ref().map(few).transpose()?;
+        let planned = if search.is_none() { config.planned(registry)? } else { Vec::new() };
+        let templates = config.pipelines.clone();
+        Ok(Self { registry, search, templates, planned, gate, gate_required, attention, exact_attention })
     }
-    let (mut same, mut found) = (Vec::new(), Vec::new());
-    match &config.search {
-        Some(search) => {
-            for (idx, value) in config.pipelines.iter().enumerate() {
-                found.push(runner.search(search, value, &dumps).context(|| format!("`/pipelines/{idx}`"))?);
-            }
+
+    /// Runs the sweep.
+    ///
+    /// # Errors
+    /// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
+    pub fn run(self, dumps: Vec<Opened>, containers: &Containers) -> Result<Sweep> {
+        let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
+        dims.sort_unstable();
+        dims.dedup();
+        let mut canaries = Vec::new();
+        for opened in &dumps {
+            canaries.extend(canary::run(&opened.dump, &self.gate, self.registry, self.attention.as_ref())?);
         }
-        None => same = runner.all(&dumps)?,
+        let labels = Labels::new(self.registry);
+        let mut runner = Runner { plan: &self, containers, dims, labels, rows: Vec::new() };
+        let (mut same, mut found) = (Vec::new(), Vec::new());
+        match &self.search {
+            Some(search) => {
+                for (idx, value) in self.templates.iter().enumerate() {
+                    found.push(runner.search(search, value, &dumps).context(|| format!("`/pipelines/{idx}`"))?);
+                }
+            }
+            None => same = runner.all(&dumps)?,
+        }
+        let (mut rows, refuted) = (runner.rows, runner.labels.refuted());
+        pareto::mark(&mut rows);
+        let dumps = dumps.into_iter().map(|opened| opened.facts).collect();
+        let receipt = Receipt::new(self.registry);
+        let Self { search, gate, gate_required, .. } = self;
+        Ok(Sweep { receipt, gate, gate_required, dumps, canaries, rows, same, refuted, search, found })
     }
-    let mut rows = runner.rows;
-    pareto::mark(&mut rows);
-    let search = config.search.clone();
-    let dumps = dumps.into_iter().map(|opened| opened.facts).collect();
-    Ok(Sweep { receipt: Receipt::new(registry), gate, gate_required, dumps, canaries, rows, same, search, found })
+}
+
+/// What runs rows.
+struct Runner<'a> {
+    plan: &'a Plan<'a>,
+    containers: &'a Containers,
+    /// Channels per head of keys and values in any dump.
+    dims: Vec<[usize; 2]>,
+    labels: Labels<'a>,
+    rows: Vec<Row>,
 }
 
 impl Runner<'_> {
     /// Runs every pipeline over every dump, and names those that do the same as an earlier one.
     fn all(&mut self, dumps: &[Opened]) -> Result<Vec<Same>> {
-        let mut kept: Vec<(PipelineSpec, String, Vec<PipelineSpec>)> = Vec::new();
+        let mut kept: Vec<(&Pipeline, Vec<PipelineSpec>)> = Vec::new();
         let mut same = Vec::new();
-        let mut illegal = Vec::new();
-        for (spec, error) in self.config.pipelines(self.registry)? {
-            if let Some(error) = error {
-                illegal.push((spec, error.to_string()));
-                continue;
-            }
-            let pipeline = Pipeline::build(&spec, self.registry)?;
-            let effective = self.effective(&pipeline);
-            match kept.iter().find(|(_, _, held)| *held == effective) {
-                Some((_, name, _)) => {
-                    let same_as = format!("{name} {}", pipeline.spec().chunking);
-                    same.push(Same { name: format!("{} {}", pipeline.name(), pipeline.spec().chunking), same_as });
+        let mut unbuilt = Vec::new();
+        for Planned { spec, built } in &self.plan.planned {
+            let pipeline = match built {
+                Ok(pipeline) => pipeline,
+                Err(error) => {
+                    unbuilt.push((spec, error));
+                    continue;
                 }
-                None => kept.push((spec, pipeline.name().to_owned(), effective)),
+            };
+            let effective = self.effective(pipeline);
+            let name = |pipeline: &Pipeline| format!("{} {}", pipeline.name(), pipeline.spec().chunking);
+            match kept.iter().find(|(_, held)| *held == effective) {
+                Some((other, _)) => same.push(Same { name: name(pipeline), same_as: name(other) }),
+                None => kept.push((pipeline, effective)),
             }
         }
         for opened in dumps {
-            for (spec, ..) in &kept {
-                self.row(opened, spec)?;
+            for (pipeline, _) in &kept {
+                self.row(opened, pipeline)?;
             }
-            self.rows.extend(illegal.iter().map(|(spec, why)| Row::illegal(&opened.dump, spec, why.clone())));
+            self.rows.extend(unbuilt.iter().map(|(spec, error)| Row::unbuilt(&opened.dump, spec, error)));
         }
         Ok(same)
     }
@@ -365,26 +406,26 @@ impl Runner<'_> {
         let mut numbers = BTreeMap::new();
         let best = search::walk(&lens, |point| {
             let spec = grid.at(point)?;
-            let effective = match Pipeline::build(&spec, self.registry) {
-                Ok(pipeline) => self.effective(&pipeline),
-                Err(error) if error.kind() == ErrorKind::InvalidConfig && lens.iter().product::<usize>() > 1 => {
-                    let first = self.rows.len();
-                    let why = error.to_string();
-                    self.rows.extend(dumps.iter().map(|opened| Row::illegal(&opened.dump, &spec, why.clone())));
-                    numbers.insert(point.to_vec(), (first..self.rows.len()).collect());
-                    return Ok(search.score(self.rows[first..].iter()));
+            let first = self.rows.len();
+            let rows = match Pipeline::build(&spec, self.plan.registry) {
+                Ok(pipeline) => {
+                    let effective = self.effective(&pipeline);
+                    if let Some((_, rows)) = known.iter().find(|(held, _)| *held == effective) {
+                        rows.clone()
+                    } else {
+                        dumps.iter().try_for_each(|opened| self.row(opened, &pipeline))?;
+                        let rows: Vec<_> = (first..self.rows.len()).collect();
+                        known.push((effective, rows.clone()));
+                        rows
+                    }
                 }
-                Err(error) => return Err(error.context(format!("pipeline {}", spec.to_value()))),
-            };
-            let held = known.iter().find(|(held, _)| *held == effective).map(|(_, rows)| rows.clone());
-            let rows = if let Some(rows) = held {
-                rows
-            } else {
-                let first = self.rows.len();
-                dumps.iter().try_for_each(|opened| self.row(opened, &spec))?;
-                let rows: Vec<_> = (first..self.rows.len()).collect();
-                known.push((effective, rows.clone()));
-                rows
+                Err(error) if error.kind() == ErrorKind::UnknownPlugin || lens.iter().product::<usize>() == 1 => {
+                    return Err(error.context(format!("pipeline {}", spec.to_value())));
+                }
+                Err(error) => {
+                    self.rows.extend(dumps.iter().map(|opened| Row::unbuilt(&opened.dump, &spec, &error)));
+                    (first..self.rows.len()).collect()
+                }
             };
             let score = search.score(rows.iter().map(|row| &self.rows[*row]));
             numbers.insert(point.to_vec(), rows);
@@ -397,22 +438,26 @@ impl Runner<'_> {
     }
 
     /// Runs one pipeline over one dump.
-    fn row(&mut self, opened: &Opened, spec: &PipelineSpec) -> Result<()> {
+    fn row(&mut self, opened: &Opened, pipeline: &Pipeline) -> Result<()> {
         let Opened { dump, facts } = opened;
-        let mut pipeline = Pipeline::build(spec, self.registry)?;
+        let Plan { registry, gate, attention, exact_attention, .. } = self.plan;
         let path = self.containers.path(self.rows.len());
-        let mut row = Row::new(dump, &pipeline);
+        let mut row = Row::new(dump, pipeline);
         row.container =
             path.file_name().filter(|_| self.containers.keep).map(|name| name.to_string_lossy().into_owned());
         let out = AtomicFile::create(&path, self.containers.overwrite)?;
         let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
-        let attention = if pipeline.is_lossless() { self.exact_attention } else { self.attention };
-        let outcome = row.fill(dump, &mut pipeline, self.registry, out, attention, &bar);
+        let attention = if pipeline.is_lossless() { exact_attention } else { attention };
+        // Each dump trains its own models.
+        let outcome = row.fill(dump, &mut pipeline.clone(), registry, out, attention.as_ref(), &bar);
         bar.finish_and_clear();
         row.outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
         row.floor = Some(facts.entropy.floor);
         row.gap = row.bits_per_value.map(|bits| bits - facts.entropy.floor);
-        row.verdict = row.is_ok().then(|| self.gate.judge(|metric| row.measured(metric)));
+        row.verdict = row.is_ok().then(|| gate.judge(|metric| row.measured(metric)));
+        if row.is_ok() {
+            row.labels = self.labels.of(pipeline);
+        }
         if !self.containers.keep && row.stored_bytes > 0 {
             std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
         }

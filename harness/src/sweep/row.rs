@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 
+use super::Label;
 use crate::atomic::AtomicFile;
 use crate::compare::{self, Compared};
 use crate::dump::Dump;
@@ -101,6 +102,8 @@ pub struct Row {
     pub original_bytes: u64,
     /// Bytes of the container file, all of them.
     pub stored_bytes: u64,
+    /// What the pipeline promises, less what the conformance kit refuted of its loaded plugins.
+    pub labels: Vec<Label>,
     /// Original elements.
     pub values: u64,
     /// 8 × stored bytes ÷ original elements, if the pipeline encoded them.
@@ -144,10 +147,14 @@ pub struct LedgerRow {
 }
 
 impl Row {
-    /// A row that says why a pipeline is not legal.
-    pub(super) fn illegal(dump: &Dump, spec: &PipelineSpec, reason: String) -> Self {
+    /// A row that says why a pipeline was not built: its settings do not go together, or a plugin failed.
+    pub(super) fn unbuilt(dump: &Dump, spec: &PipelineSpec, error: &Error) -> Self {
         let name = spec.name.clone().unwrap_or_else(|| serde_json::json!(spec.routes).to_string());
-        Self::named(dump, spec, name, Outcome::Unsupported(reason))
+        let outcome = match error.kind() {
+            ErrorKind::InvalidConfig => Outcome::Unsupported(error.to_string()),
+            _ => Outcome::failed(error),
+        };
+        Self::named(dump, spec, name, outcome)
     }
 
     pub(super) fn new(dump: &Dump, pipeline: &Pipeline) -> Self {
@@ -165,6 +172,7 @@ impl Row {
             container: None,
             original_bytes: dump.original_bytes(),
             stored_bytes: 0,
+            labels: Vec::new(),
             values: 0,
             bits_per_value: None,
             floor: None,
@@ -258,7 +266,16 @@ pub(super) fn quality(metric: Metric, error: Option<&ErrorReport>, attention: Op
     };
     let (key, value) = (|| of_role(Role::Key), || of_role(Role::Value));
     Some(match metric {
-        Metric::Ratio | Metric::BitsPerValue => return None,
+        Metric::Ratio
+        | Metric::BitsPerValue
+        | Metric::ResidentRatio
+        | Metric::LossyRatio
+        | Metric::LosslessRatio
+        | Metric::DecodeDrop
+        | Metric::PerplexityIncrease
+        | Metric::TokenKlMean
+        | Metric::TokenKlP99
+        | Metric::Top1Agreement => return None,
         Metric::Mae => all?.error.mae,
         Metric::Rmse => all?.error.rmse,
         Metric::Nmse => all?.error.nmse,

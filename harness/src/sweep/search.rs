@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Row;
 use crate::gate::{Gate, Verdict};
+use crate::pipelines::points;
 
 /// What a search is after. Every `{ "sweep": [ … ] }` of a pipeline is an axis; list its values in order.
 ///
@@ -116,9 +117,9 @@ pub(super) fn walk(lens: &[usize], mut evaluate: impl FnMut(&[usize]) -> Result<
         }),
     };
     let mut steps: Vec<usize> = lens.iter().map(|len| len.saturating_sub(1).div_ceil(2).max(1)).collect();
-    let axes: Vec<Vec<usize>> = lens.iter().zip(&steps).map(|(len, step)| coarse(*len, *step)).collect();
+    let axes = lens.iter().zip(&steps).map(|(len, step)| coarse(*len, *step));
     let mut best: Option<(Score, Vec<usize>)> = None;
-    for point in points(&axes) {
+    for point in points(axes) {
         take(&mut best, score(&point)?, point);
     }
     let (mut held, mut at) = best.ok_or_else(|| Error::invalid_config("nothing to search"))?;
@@ -154,15 +155,6 @@ fn coarse(len: usize, step: usize) -> Vec<usize> {
         places.push(len - 1);
     }
     places
-}
-
-/// All combinations of places.
-fn points(axes: &[Vec<usize>]) -> Vec<Vec<usize>> {
-    let none = vec![Vec::new()];
-    axes.iter().fold(none, |points, places| {
-        let longer = |point: &Vec<usize>, place: &usize| [&point[..], &[*place]].concat();
-        points.iter().flat_map(|point| places.iter().map(move |place| longer(point, place))).collect()
-    })
 }
 
 /// Points at one step on one axis or two.

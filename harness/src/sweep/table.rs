@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Outcome, Row, Sweep};
+use super::{Label, Outcome, Refuted, Row, Sweep};
 use crate::entropy::Entropy;
 use crate::gate::Metric;
 use crate::report::{self, Columns};
@@ -38,7 +38,9 @@ impl Sweep {
             );
         }
         let _ = writeln!(text, "\n{}", self.table());
-        for note in [self.reasons(), self.sameness(), self.undefined(), self.canary_lines(), self.verdict()] {
+        for note in
+            [self.reasons(), self.refutations(), self.sameness(), self.undefined(), self.canary_lines(), self.verdict()]
+        {
             text.push_str(&note);
         }
         text.truncate(text.trim_end().len());
@@ -119,6 +121,19 @@ impl Sweep {
             let _ = writeln!(failed, "  {}: {reason}", names.join(", "));
         }
         failed
+    }
+
+    /// What the kit found in loaded plugins, and which labels that costs.
+    fn refutations(&self) -> String {
+        let mut text = String::new();
+        for Refuted { plugin, property, found, labels } in &self.refuted {
+            let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+            let cost =
+                if labels.is_empty() { String::new() } else { format!(", label {} withheld", labels.join(" or ")) };
+            let (id, settings) = (&plugin.id, plugin.settings_value());
+            let _ = writeln!(text, "the conformance kit refutes `{id}` {settings}{cost}: {property}: {found}");
+        }
+        text
     }
 
     fn sameness(&self) -> String {
@@ -216,7 +231,9 @@ fn result(row: &Row) -> &'static str {
         (Outcome::Failed { .. }, _) => "FAILED",
         (Outcome::Unsupported(_), _) => "unsupported",
         (Outcome::Ok, Some(verdict)) if !verdict.passed() => "below the gate",
-        (Outcome::Ok, _) if row.changed_values == 0 => "exact",
-        (Outcome::Ok, _) => "passes",
+        (Outcome::Ok, _) if row.changed_values > 0 => "passes",
+        // Exact on this dump, whatever another one would give.
+        (Outcome::Ok, _) if !row.labels.contains(&Label::Lossless) => "exact here",
+        (Outcome::Ok, _) => "exact",
     }
 }

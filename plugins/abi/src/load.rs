@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
-use gearbox_core::{AnyEntry, Error, ErrorKind};
+use gearbox_core::{AnyEntry, Error, ErrorKind, LibraryUse};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -271,10 +271,12 @@ fn load_file(source: &Source, host: &Host) -> Result<Arc<Library>, Failure> {
     // SAFETY: the entry point promises null or a library that stays as it is until the process ends.
     let (version, plugins) = unsafe { plugins(place) }?;
     let origin = path.display().to_string();
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let library = LibraryUse { file, sha256: sha256.clone() };
     let mut entries: Vec<AnyEntry> = Vec::new();
     for (idx, place) in plugins.iter().enumerate() {
         // SAFETY: as above, for every plugin.
-        let entry = unsafe { entry(*place, &origin, host) }
+        let entry = unsafe { entry(*place, &origin, &library, host) }
             .map_err(|message| Failure::bad(format!("plugin {idx}: {message}")))?;
         if entries.iter().any(|other| other.id() == entry.id()) {
             return Err(Failure::bad(format!("two of its plugins have the id `{}`", entry.id())));
@@ -479,7 +481,12 @@ unsafe fn plugins(place: *const raw::Library) -> Result<((u32, u32), &'static [*
 ///
 /// # Safety
 /// `place` is null or points to a plugin that stays valid until the process ends.
-unsafe fn entry(place: *const raw::Plugin, origin: &str, host: &Host) -> Result<AnyEntry, String> {
+unsafe fn entry(
+    place: *const raw::Plugin,
+    origin: &str,
+    library: &LibraryUse,
+    host: &Host,
+) -> Result<AnyEntry, String> {
     // SAFETY: as the caller promises.
     let table = unsafe { raw::read(place) }
         .ok_or("its `gearbox_plugin` is null or shorter than in version 1.0; is `size` set?")?;
@@ -506,10 +513,10 @@ unsafe fn entry(place: *const raw::Plugin, origin: &str, host: &Host) -> Result<
     if let Some(missing) = missing(&table, &functions) {
         return Err(name(format!("its function `{missing}` is null")));
     }
-    let origin = origin.to_owned();
+    let (origin, library) = (origin.to_owned(), library.clone());
     let loaded = Loaded { table, functions, id: id.clone(), origin: origin.clone(), guarded: host.guarded };
     let format_version = table.format_version;
-    Ok(loaded.entry(Described { aliases, summary, source, schema, id, origin, format_version }))
+    Ok(loaded.entry(Described { aliases, summary, source, schema, id, origin, library, format_version }))
 }
 
 fn check_id(id: &str) -> Result<(), String> {

@@ -5,6 +5,9 @@
  *
  * What a call breaks is chosen by the setting `mode`.
  */
+#define _GNU_SOURCE /* dladdr */
+#include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +22,9 @@
 #ifndef ID
 #define ID "hostile"
 #endif
+#ifndef TRANSFORM_ID
+#define TRANSFORM_ID "hostile-transform"
+#endif
 #ifndef SUMMARY
 #define SUMMARY "for tests"
 #endif
@@ -31,6 +37,7 @@
 #ifndef ENTRY
 #define ENTRY gearbox_plugin_v1
 #endif
+#define TEXT_OF_ID ((const void *)ID) /* an address in this library */
 #define TEXT(literal) {literal, sizeof(literal) - 1}
 
 typedef struct {
@@ -61,9 +68,11 @@ static gearbox_status build(gearbox_str config, void **out, gearbox_error *error
 }
 
 static gearbox_status config(const void *self, const gearbox_sink *json, gearbox_error *error) {
-    const char *text = is(self, "bad-json") ? "{" : "{\"mode\":\"resolved\"}";
+    char text[48];
     (void)error;
-    return json->append(json->state, (const uint8_t *)text, strlen(text));
+    int len = is(self, "bad-json") ? snprintf(text, sizeof text, "{")
+                                   : snprintf(text, sizeof text, "{\"mode\":\"%s\"}", ((const object *)self)->mode);
+    return json->append(json->state, (const uint8_t *)text, (size_t)len);
 }
 
 static gearbox_status capabilities(const void *self, gearbox_capabilities *out, gearbox_error *error) {
@@ -72,6 +81,14 @@ static gearbox_status capabilities(const void *self, gearbox_capabilities *out, 
     out->needs = out->wants = 0;
     out->flags = GEARBOX_DETERMINISTIC;
     return GEARBOX_OK;
+}
+
+/* Tries to unload this library, by more handles than anyone holds. */
+static void unload(void) {
+    Dl_info own;
+    if (!dladdr(TEXT_OF_ID, &own)) return;
+    void *handle = dlopen(own.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    for (int times = 0; handle && times < 8; times++) dlclose(handle);
 }
 
 #ifndef NO_ENCODE
@@ -87,6 +104,7 @@ static gearbox_status encode(const void *self, const gearbox_lane *lane, const g
     memcpy(out, lane->data, lane->len);
     if (is(self, "overrun")) out[capacity] ^= 1;
     if (is(self, "silent")) return GEARBOX_CORRUPT;
+    if (is(self, "unload")) unload();
     if (is(self, "unknown-status")) return 77;
     if (is(self, "bad-text")) {
         memcpy(error->data, "not \xFF text", error->len = 10);
@@ -178,7 +196,7 @@ static const gearbox_plugin hostile_transform = {
     .size = sizeof(gearbox_plugin),
     .kind = GEARBOX_TRANSFORM,
     .format_version = 1,
-    .id = TEXT("hostile-transform"),
+    .id = TEXT(TRANSFORM_ID),
     .summary = TEXT("for tests"),
     .source = TEXT("own work"),
     .schema = TEXT("{\"type\":\"object\"}"),

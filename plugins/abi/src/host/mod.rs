@@ -12,7 +12,9 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use gearbox_core::{AnyEntry, Capabilities, Context, Entry, Error, ErrorKind, Kind, Needs, Result, ResultExt};
+use gearbox_core::{
+    AnyEntry, Capabilities, Context, Entry, Error, ErrorKind, Kind, LibraryUse, Needs, Result, ResultExt,
+};
 use serde_json::Value;
 
 use crate::convert;
@@ -82,6 +84,7 @@ pub(crate) struct Described {
     pub(crate) schema: Value,
     pub(crate) id: String,
     pub(crate) origin: String,
+    pub(crate) library: LibraryUse,
     pub(crate) format_version: u32,
 }
 
@@ -90,8 +93,8 @@ type Build<T> = Arc<dyn Fn(&Value) -> Result<Arc<T>> + Send + Sync>;
 
 impl Described {
     fn entry<T: ?Sized>(self, build: Build<T>) -> Entry<T> {
-        let Self { aliases, summary, source, schema, id, origin, format_version } = self;
-        Entry { id, aliases, summary, source, format_version, schema, origin, build }
+        let Self { aliases, summary, source, schema, id, origin, library, format_version } = self;
+        Entry { id, aliases, summary, source, format_version, schema, origin, library: Some(library), build }
     }
 }
 
