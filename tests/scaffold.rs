@@ -59,7 +59,8 @@ fn conforms(library: &Library, id: &str, settings: &[Value]) {
                 let policy = entry.build(settings).unwrap();
                 let geometry = CacheGeometry { layer: 0, layers: 1, q_heads: 2, kv_heads: 1, dim: 4 };
                 let mut session = policy.session(&geometry).unwrap();
-                let mut plan = |seen, live: &[u32]| session.plan(&CacheView { seen, live }).unwrap();
+                let mut plan =
+                    |seen, live: &[u32]| session.plan(&CacheView { seen, tokens: live.len(), live }).unwrap();
                 assert_eq!(plan(3, &[0, 1, 2]), KeepSet::All);
                 assert_eq!(plan(1000, &[0, 1, 2, 500, 997, 999]), KeepSet::Shared(vec![0, 4, 5]));
                 continue;

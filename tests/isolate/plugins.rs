@@ -303,10 +303,10 @@ impl EvictionSession for HostileSession {
     fn observe(&mut self, step: &AttentionStep<'_>) -> Result<()> {
         self.config.at("observe");
         let group = self.geometry.q_heads / self.geometry.kv_heads;
-        let row = step.live.len();
+        let row = step.tokens;
         for (idx, probability) in step.probabilities.iter().enumerate() {
             let head = idx / row % self.geometry.q_heads / group;
-            let position = step.live[idx % row] as usize;
+            let position = step.row(head)[idx % row] as usize;
             let sums = &mut self.sums[head];
             sums.resize(sums.len().max(position + 1), 0.0);
             sums[position] += probability * (1.0 + step.first_query as f32);
@@ -319,13 +319,14 @@ impl EvictionSession for HostileSession {
         if cache.seen < 4 {
             return Ok(KeepSet::All);
         }
-        let heads = self.sums.iter().map(|sums| {
-            let mut order: Vec<u32> = (0..cache.live.len() as u32).collect();
+        let heads = self.sums.iter().enumerate().map(|(head, sums)| {
+            let live = cache.row(head);
+            let mut order: Vec<u32> = (0..cache.tokens as u32).collect();
             order.sort_by(|a, b| {
-                let sum = |idx: u32| sums.get(cache.live[idx as usize] as usize).copied().unwrap_or_default();
+                let sum = |idx: u32| sums.get(live[idx as usize] as usize).copied().unwrap_or_default();
                 sum(*b).total_cmp(&sum(*a))
             });
-            order.truncate(cache.live.len() / 2);
+            order.truncate(cache.tokens / 2);
             order.sort_unstable();
             order
         });

@@ -338,7 +338,7 @@ impl EvictionPolicy for Remote {
             }
         });
         let worker = begun.map_err(|error| named(error, &self.id))?;
-        Ok(Box::new(Session { worker, id: self.id.clone() }))
+        Ok(Box::new(Session { worker, id: self.id.clone(), kv_heads: geometry.kv_heads }))
     }
 }
 
@@ -346,6 +346,7 @@ impl EvictionPolicy for Remote {
 struct Session {
     worker: Lent,
     id: String,
+    kv_heads: usize,
 }
 
 impl EvictionSession for Session {
@@ -355,8 +356,8 @@ impl EvictionSession for Session {
             Ok((live, parts.put_words(step.probabilities, f32::to_le_bytes)?))
         };
         let (live, probabilities) = self.worker.put(put)?;
-        let (first_query, queries) = (step.first_query, step.queries);
-        match self.ask(Ask::Observe { first_query, queries, live, probabilities })? {
+        let AttentionStep { first_query, queries, tokens, .. } = *step;
+        match self.ask(Ask::Observe { first_query, queries, tokens, live, probabilities })? {
             Answer::Done => Ok(()),
             _ => Err(self.worker.strange()),
         }
@@ -364,8 +365,13 @@ impl EvictionSession for Session {
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
         let live = self.worker.put(|parts| parts.put_words(cache.live, u32::to_le_bytes))?;
-        match self.ask(Ask::Plan { seen: cache.seen, live })? {
-            Answer::Keep(keep) => Ok(keep.into()),
+        let CacheView { seen, tokens, .. } = *cache;
+        match self.ask(Ask::Plan { seen, tokens, live })? {
+            Answer::Keep(keep) => {
+                let keep = KeepSet::from(keep);
+                keep.check(tokens, self.kv_heads)?;
+                Ok(keep)
+            }
             _ => Err(self.worker.strange()),
         }
     }

@@ -95,9 +95,9 @@ pub enum Ask {
     /// `EvictionPolicy::session`; it replaces the session before it.
     Session { object: u64, geometry: Geometry },
     /// `EvictionSession::observe`.
-    Observe { first_query: u64, queries: usize, live: Part, probabilities: Part },
+    Observe { first_query: u64, queries: usize, tokens: usize, live: Part, probabilities: Part },
     /// `EvictionSession::plan`.
-    Plan { seen: u64, live: Part },
+    Plan { seen: u64, tokens: usize, live: Part },
 }
 
 /// What the worker may answer.

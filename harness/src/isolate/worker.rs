@@ -307,16 +307,16 @@ impl Worker {
                 self.session = Some(policy.session(&geometry.into())?);
                 Ok(Answer::Done)
             }
-            Ask::Observe { first_query, queries, live, probabilities } => {
+            Ask::Observe { first_query, queries, tokens, live, probabilities } => {
                 let live = wire::words(self.input.bytes(), live, u32::from_le_bytes)?;
                 let probabilities = wire::words(self.input.bytes(), probabilities, f32::from_le_bytes)?;
-                let step = AttentionStep { first_query, queries, live: &live, probabilities: &probabilities };
+                let step = AttentionStep { first_query, queries, tokens, live: &live, probabilities: &probabilities };
                 self.session()?.observe(&step)?;
                 Ok(Answer::Done)
             }
-            Ask::Plan { seen, live } => {
+            Ask::Plan { seen, tokens, live } => {
                 let live = wire::words(self.input.bytes(), live, u32::from_le_bytes)?;
-                Ok(Answer::Keep(self.session()?.plan(&CacheView { seen, live: &live })?.into()))
+                Ok(Answer::Keep(self.session()?.plan(&CacheView { seen, tokens, live: &live })?.into()))
             }
         }
     }

@@ -321,13 +321,15 @@ impl EvictionSession for Session {
     }
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
-        let live = cache.live.len() as u32;
+        let live = cache.tokens as u32;
         Ok(match self.mode.as_str() {
             "all" => KeepSet::All,
             "shared" => KeepSet::Shared(vec![0, self.last as u32 % live]),
             "heads" => KeepSet::PerHead((0..self.geometry.kv_heads as u32).map(|head| vec![head]).collect()),
             "outside" => KeepSet::Shared(vec![live]),
             "unordered" => KeepSet::Shared(vec![1, 0]),
+            "uneven" => KeepSet::PerHead(vec![vec![0], vec![0, 1]]),
+            "many" => KeepSet::Shared((0..=live).collect()),
             "few" => KeepSet::PerHead(vec![vec![]]),
             _ => panic!("after probabilities of {}", self.sum),
         })

@@ -257,11 +257,13 @@ pub struct AttentionStep {
     pub first_query: u64,
     /// Number of queries.
     pub queries: usize,
-    /// Positions of the live tokens, ascending.
+    /// Live tokens of each head.
+    pub tokens: usize,
+    /// Positions of the live tokens `(rows, tokens)`, ascending in each row.
     pub live: *const u32,
     /// Number of them.
     pub live_count: usize,
-    /// Probabilities `(queries, q_heads, live)`, row-major.
+    /// Probabilities `(queries, q_heads, tokens)`, row-major.
     pub probabilities: *const f32,
     /// Number of them.
     pub probability_count: usize,
@@ -275,7 +277,9 @@ pub struct CacheView {
     pub size: u64,
     /// Tokens seen so far.
     pub seen: u64,
-    /// Positions of the live tokens, ascending.
+    /// Live tokens of each head.
+    pub tokens: usize,
+    /// Positions of the live tokens `(rows, tokens)`, ascending in each row.
     pub live: *const u32,
     /// Number of them.
     pub live_count: usize,

@@ -232,8 +232,14 @@ fn plan(library: &gearbox_abi::Library, id: &str, settings: &serde_json::Value) 
     let mut session = policy.session(&geometry)?;
     drop(policy);
     let live = [0, 3, 4, 9];
-    session.observe(&AttentionStep { first_query: 9, queries: 2, live: &live, probabilities: &[0.5; 32] })?;
-    session.plan(&CacheView { seen: 11, live: &live })
+    session.observe(&AttentionStep {
+        first_query: 9,
+        queries: 2,
+        tokens: 4,
+        live: &live,
+        probabilities: &[0.5; 32],
+    })?;
+    session.plan(&CacheView { seen: 11, tokens: 4, live: &live })
 }
 
 #[test]
@@ -246,6 +252,8 @@ fn eviction_sessions_cross() {
     for (mode, expected) in [
         ("outside", "expected indices below the 4 live tokens, got 4"),
         ("unordered", "expected ascending indices of tokens, got 1 and then 0"),
+        ("uneven", "expected lists of one length, got 1 and 2 tokens"),
+        ("many", "expected at most the 4 live tokens, got 5 indices"),
         ("few", "expected all tokens, one shared list or 2 lists, got not all, 0 and 1"),
         ("panic", "after probabilities of 16"),
     ] {

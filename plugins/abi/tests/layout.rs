@@ -61,9 +61,9 @@ fn layouts() -> Vec<Layout> {
         Samples as gearbox_samples { state, next }
         Geometry as gearbox_geometry { size, layer, layers, q_heads, kv_heads, dim }
         AttentionStep as gearbox_attention_step {
-            size, first_query, queries, live, live_count, probabilities, probability_count,
+            size, first_query, queries, tokens, live, live_count, probabilities, probability_count,
         }
-        CacheView as gearbox_cache_view { size, seen, live, live_count }
+        CacheView as gearbox_cache_view { size, seen, tokens, live, live_count }
         KeepSink as gearbox_keep_sink { state, keep }
         Host as gearbox_host { size, abi_major, abi_minor, state, log, threads }
         CodecTable as gearbox_codec { size, max_encoded_len, encode, decode, train, with_artifact }

@@ -99,7 +99,8 @@ unsafe extern "C" fn observe(this: *mut c_void, step: *const raw::AttentionStep,
         // SAFETY: the contract of the ABI.
         let (live, probabilities) =
             unsafe { (slice(raw.live, raw.live_count), slice(raw.probabilities, raw.probability_count)) };
-        session.observe(&AttentionStep { first_query: raw.first_query, queries: raw.queries, live, probabilities })
+        let raw::AttentionStep { first_query, queries, tokens, .. } = raw;
+        session.observe(&AttentionStep { first_query, queries, tokens, live, probabilities })
     };
     // SAFETY: the contract of the ABI.
     unsafe { guarded(error, work) }
@@ -123,7 +124,7 @@ unsafe extern "C" fn plan(
             let code = unsafe { keep(sink.state, mode, list.as_ptr(), list.len()) };
             if code == OK { Ok(()) } else { Err(Error::unsupported("the host refuses the keep set")) }
         };
-        match session.plan(&CacheView { seen: raw.seen, live })? {
+        match session.plan(&CacheView { seen: raw.seen, tokens: raw.tokens, live })? {
             KeepSet::All => put(0, &[]),
             KeepSet::Shared(list) => put(1, &list),
             KeepSet::PerHead(lists) => lists.iter().try_for_each(|list| put(2, list)),
