@@ -299,6 +299,8 @@ fn eviction_sessions_keep_their_state_apart() {
         let [local, remote] =
             [&here, &there].map(|registry| registry.eviction("hostile-policy").unwrap().build(&settings).unwrap());
         let expected = watch(local.as_ref()).unwrap();
+        let geometry = CacheGeometry { layer: 1, layers: 4, q_heads: 4, kv_heads: 2, dim: 8 };
+        assert_eq!(remote.retention(&geometry, 7), local.retention(&geometry, 7));
         std::thread::scope(|scope| {
             let sessions: Vec<_> = (0..4).map(|_| scope.spawn(|| watch(remote.as_ref()).unwrap())).collect();
             for session in sessions {

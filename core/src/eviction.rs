@@ -177,6 +177,53 @@ impl KeepSet {
     }
 }
 
+/// Which tokens of one layer are live, as every host has to know: tokens are appended, and those that a policy does not keep go.
+///
+/// # Examples
+/// ```
+/// use gearbox_core::{KeepSet, LiveTokens};
+///
+/// let mut cache = LiveTokens::default();
+/// cache.append(4);
+/// cache.keep(&KeepSet::PerHead(vec![vec![0, 3], vec![1, 3]]), 2);
+/// cache.append(1);
+/// assert_eq!((cache.view().row(0), cache.view().row(1)), (&[0, 3, 4][..], &[1, 3, 4][..]));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveTokens {
+    seen: u64,
+    tokens: usize,
+    /// `(rows, tokens)`.
+    live: Vec<u32>,
+}
+
+impl LiveTokens {
+    /// Appends tokens to each head. Positions are those of a sequence of less than 2^32 tokens.
+    pub fn append(&mut self, tokens: usize) {
+        let fresh = self.seen as u32..(self.seen + tokens as u64) as u32;
+        self.live = if self.tokens == 0 {
+            // Heads that hold nothing hold the same.
+            fresh.collect()
+        } else {
+            let rows = self.live.chunks_exact(self.tokens);
+            rows.flat_map(|row| row.iter().copied().chain(fresh.clone())).collect()
+        };
+        self.seen += tokens as u64;
+        self.tokens += tokens;
+    }
+
+    /// What a policy sees of it.
+    pub fn view(&self) -> CacheView<'_> {
+        CacheView { seen: self.seen, tokens: self.tokens, live: &self.live }
+    }
+
+    /// Keeps what a set names that passed [`KeepSet::check`].
+    pub fn keep(&mut self, keep: &KeepSet, kv_heads: usize) {
+        self.live = keep.positions(&self.view(), kv_heads);
+        self.tokens = keep.kept(self.tokens);
+    }
+}
+
 /// What a policy promises of every plan that it makes; the conformance kit attacks it, and hosts reserve memory by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {

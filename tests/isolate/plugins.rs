@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use gearbox_core::{
     AnyEntry, Artifact, AttentionStep, Bound, CacheGeometry, CacheView, Capabilities, Chunk, ChunkMut, Codec, Context,
     ElemSet, Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform,
-    Plugin, Registry, Result, Sample, Shape,
+    Plugin, Registry, Result, Retention, Sample, Shape,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -290,6 +290,11 @@ impl EvictionPolicy for HostilePolicy {
 
     fn config(&self) -> Value {
         json!(self.config)
+    }
+
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        self.config.at("retention");
+        Retention { most: Some(seen), sinks: geometry.layer.into(), recent: u64::from(geometry.layers) }
     }
 
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {

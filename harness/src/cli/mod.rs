@@ -3,6 +3,7 @@
 mod bench;
 mod container;
 mod dump;
+mod evict;
 mod plugin;
 mod sweep;
 mod worker;
@@ -72,6 +73,8 @@ enum Command {
     Verify(container::VerifyArgs),
     /// Measure encode and decode time of pipelines, warm, alternating, verified
     Bench(bench::BenchArgs),
+    /// Show what an eviction policy keeps, and what that does to attention over a dump
+    Evict(evict::EvictArgs),
     /// List and show plugins
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
@@ -166,6 +169,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&registry, json),
         Command::Bench(args) => args.run(&registry, json),
+        Command::Evict(args) => args.run(&registry, json),
         Command::Plugin(command) => command.run(&registry, &load, json),
         Command::Dump(command) => command.run(json),
         Command::Exp(command) => command.run(&registry, json),

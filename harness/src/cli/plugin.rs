@@ -81,10 +81,7 @@ fn check(library: PathBuf, settings: &str, load: &LoadArgs, json: bool) -> Resul
         let outcomes = match entry {
             AnyEntry::Codec(entry) => gearbox_conformance::codec::run_codec(entry, &settings),
             AnyEntry::Transform(entry) => gearbox_conformance::transform::run_transform(entry, &settings),
-            AnyEntry::Eviction(_) => {
-                tracing::warn!("`{}`: there is no suite for eviction policies yet", entry.id());
-                Vec::new()
-            }
+            AnyEntry::Eviction(entry) => gearbox_conformance::eviction::run_eviction(entry, &settings),
         };
         for outcome in outcomes {
             status = status.and(Status::pass_if(outcome.passed()));

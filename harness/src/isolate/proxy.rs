@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gearbox_core::{
     AnyEntry, Artifact, AttentionStep, Bound, CacheGeometry, CacheView, Capabilities, Chunk, ChunkMut, Codec, Context,
-    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Result, Role,
-    Sample,
+    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Result,
+    Retention, Role, Sample,
 };
 use serde_json::Value;
 
@@ -328,6 +328,18 @@ impl EvictionPolicy for Remote {
 
     fn config(&self) -> Value {
         self.facts.config.clone()
+    }
+
+    /// A failure has no place here; nothing is promised then.
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        let asked = self.call(|worker| {
+            let ask = Ask::Retention { object: self.object, geometry: geometry.into(), seen };
+            match worker.ask(ask)? {
+                Answer::Retention(most, sinks, recent) => Ok(Retention { most, sinks, recent }),
+                _ => Err(worker.strange()),
+            }
+        });
+        asked.unwrap_or_default()
     }
 
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gearbox_abi::{EncodeInto, Level, Output};
 use gearbox_core::{
     Artifact, AttentionStep, CacheGeometry, CacheView, Capabilities, Codec, Context, ElemSet, Error, ErrorKind,
-    EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Plugin, Result, Sample,
+    EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Plugin, Result, Retention, Sample,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -303,6 +303,10 @@ impl EvictionPolicy for Keeper {
 
     fn config(&self) -> Value {
         json!(self.0)
+    }
+
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        Retention { most: (seen > 9).then_some(geometry.kv_heads as u64), sinks: seen, recent: geometry.layer.into() }
     }
 
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {

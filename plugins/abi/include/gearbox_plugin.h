@@ -277,6 +277,13 @@ typedef struct gearbox_cache_view {
     size_t live_count;    /* rows * tokens */
 } gearbox_cache_view;
 
+/* What a policy promises of every plan. */
+typedef struct gearbox_retention {
+    uint64_t most;   /* tokens that each head holds at most after a plan is applied; UINT64_MAX if there is no such number */
+    uint64_t sinks;  /* so many first tokens stay, as far as they are live */
+    uint64_t recent; /* so many last tokens stay */
+} gearbox_retention;
+
 /* Takes the tokens that stay. */
 typedef struct gearbox_keep_sink {
     void *state; /* first argument of `keep` */
@@ -347,6 +354,9 @@ typedef struct gearbox_eviction {
     gearbox_status (*plan)(void *session, const gearbox_cache_view *cache, const gearbox_keep_sink *out, gearbox_error *error);
     /* Frees a session. Its object still exists. */
     void (*drop_session)(void *session);
+    /* Writes what is promised of a plan when `seen` tokens were seen. Null if nothing is. */
+    gearbox_status (*retention)(const void *object, const gearbox_geometry *geometry, uint64_t seen, gearbox_retention *retention,
+                                gearbox_error *error);
 } gearbox_eviction;
 
 /* One plugin. */

@@ -285,6 +285,18 @@ pub struct CacheView {
     pub live_count: usize,
 }
 
+/// What a policy promises of every plan.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct Retention {
+    /// Most tokens of each head; all bits set if there is no such number.
+    pub most: u64,
+    /// First tokens that stay.
+    pub sinks: u64,
+    /// Last tokens that stay.
+    pub recent: u64,
+}
+
 /// Takes the tokens that stay.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
@@ -457,6 +469,16 @@ pub struct EvictionTable {
     >,
     /// Frees a session.
     pub drop_session: Option<unsafe extern "C" fn(session: *mut c_void)>,
+    /// [`EvictionPolicy::retention`](gearbox_core::EvictionPolicy::retention); null if nothing is promised.
+    pub retention: Option<
+        unsafe extern "C" fn(
+            object: *const c_void,
+            geometry: *const Geometry,
+            seen: u64,
+            retention: *mut Retention,
+            error: *mut ErrorText,
+        ) -> i32,
+    >,
 }
 
 /// One plugin of a library.

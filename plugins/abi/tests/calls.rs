@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use gearbox_abi::{Abi, Host, Level, Source};
 use gearbox_core::{
     AttentionStep, Bound, CacheGeometry, CacheView, Chunk, ChunkMut, Codec, Context, DType, Elem, ElemSet, Error,
-    ErrorKind, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Registry, Role, Rope, RopePairing, RopeScaling,
-    Sample, Shape,
+    ErrorKind, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Registry, Retention, Role, Rope, RopePairing,
+    RopeScaling, Sample, Shape,
 };
 use serde_json::json;
 use support::{
@@ -262,6 +262,9 @@ fn eviction_sessions_cross() {
         assert!(text.ends_with(expected), "{text}");
     }
     let policy = eviction_entry(&zoo, "keeper").build(&json!({})).unwrap();
+    let geometry = CacheGeometry { layer: 1, layers: 2, q_heads: 4, kv_heads: 2, dim: 8 };
+    assert_eq!(policy.retention(&geometry, 10), Retention { most: Some(2), sinks: 10, recent: 1 });
+    assert_eq!(policy.retention(&geometry, 9), Retention { most: None, sinks: 9, recent: 1 });
     let geometry = CacheGeometry { layer: 0, layers: 2, q_heads: 4, kv_heads: 0, dim: 8 };
     assert_eq!(said(policy.session(&geometry)).1, "expected at least one KV head, got none");
 }

@@ -208,7 +208,7 @@ static gearbox_status plan(void *self, const gearbox_cache_view *cache, const ge
     return out->keep(out->state, GEARBOX_KEEP_SHARED, kept, 2);
 }
 
-static const gearbox_eviction eviction = {sizeof(gearbox_eviction), session, observe, plan, free};
+static const gearbox_eviction eviction = {sizeof(gearbox_eviction), session, observe, plan, free, NULL};
 
 static const gearbox_plugin ends = {
     .size = sizeof(gearbox_plugin),

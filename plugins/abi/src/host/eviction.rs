@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Capabilities, EvictionPolicy, EvictionSession, KeepSet, Result,
+    AttentionStep, CacheGeometry, CacheView, Capabilities, EvictionPolicy, EvictionSession, KeepSet, Result, Retention,
 };
 use serde_json::Value;
 
@@ -36,10 +36,22 @@ impl EvictionPolicy for LoadedPolicy {
         self.object.config.clone()
     }
 
+    /// A failure has no place here; nothing is promised then.
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        let Some(ask) = self.table.retention else { return Retention::default() };
+        let geometry = raw_geometry(geometry);
+        let mut promise = raw::Retention { most: u64::MAX, sinks: 0, recent: 0 };
+        // SAFETY: the object belongs to this table; everything pointed to lives for the call.
+        let asked =
+            checked(|error| unsafe { ask(self.object.place, &raw const geometry, seen, &raw mut promise, error) });
+        let raw::Retention { most, sinks, recent } = promise;
+        asked.map_or(Retention::default(), |()| Retention { most: (most < u64::MAX).then_some(most), sinks, recent })
+    }
+
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         let session = required(self.table.session, "session")?;
-        let CacheGeometry { layer, layers, q_heads, kv_heads, dim } = *geometry;
-        let geometry = raw::Geometry { size: raw::size_of::<raw::Geometry>(), layer, layers, q_heads, kv_heads, dim };
+        let kv_heads = geometry.kv_heads;
+        let geometry = raw_geometry(geometry);
         let mut place = std::ptr::null_mut();
         // SAFETY: the object belongs to this table; everything pointed to lives for the call.
         checked(|error| unsafe { session(self.object.place, &raw const geometry, &raw mut place, error) })?;
@@ -48,6 +60,11 @@ impl EvictionPolicy for LoadedPolicy {
         }
         Ok(Box::new(LoadedSession { place, policy: Arc::clone(&self.object), table: self.table, kv_heads }))
     }
+}
+
+fn raw_geometry(geometry: &CacheGeometry) -> raw::Geometry {
+    let CacheGeometry { layer, layers, q_heads, kv_heads, dim } = *geometry;
+    raw::Geometry { size: raw::size_of::<raw::Geometry>(), layer, layers, q_heads, kv_heads, dim }
 }
 
 /// A session of a loaded policy, which outlives it.

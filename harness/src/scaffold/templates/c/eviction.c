@@ -66,12 +66,24 @@ static gearbox_status plan(void *state, const gearbox_cache_view *cache, const g
     return status == GEARBOX_OK ? GEARBOX_OK : fail(error, GEARBOX_OTHER, "the host refuses the keep set");
 }
 
+/* What `gearbox plugin check` holds every plan to. */
+static gearbox_status retention(const void *object, const gearbox_geometry *geometry, uint64_t seen, gearbox_retention *out,
+                                gearbox_error *error) {
+    const policy *settings = object;
+    (void)geometry, (void)seen, (void)error;
+    out->sinks = settings->sinks;
+    out->recent = settings->recent;
+    out->most = out->sinks + out->recent;
+    return GEARBOX_OK;
+}
+
 static const gearbox_eviction functions = {
     .size = sizeof(gearbox_eviction),
     .session = start,
     .observe = observe,
     .plan = plan,
     .drop_session = free,
+    .retention = retention,
 };
 
 static const gearbox_plugin plugin = {

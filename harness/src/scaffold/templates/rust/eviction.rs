@@ -4,7 +4,7 @@
 
 use gearbox_core::{
     AttentionStep, CacheGeometry, CacheView, Capabilities, ElemSet, EvictionPolicy,
-    EvictionSession, KeepSet, Plugin, Result,
+    EvictionSession, KeepSet, Plugin, Result, Retention,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,16 @@ impl EvictionPolicy for SinksAndRecent {
 
     fn config(&self) -> Value {
         json!(self.config)
+    }
+
+    /// What `gearbox plugin check` holds every plan to.
+    fn retention(&self, _: &CacheGeometry, _: u64) -> Retention {
+        let (sinks, recent) = (u64::from(self.config.sinks), u64::from(self.config.recent));
+        Retention {
+            most: Some(sinks + recent),
+            sinks,
+            recent,
+        }
     }
 
     fn session(&self, _: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
