@@ -274,12 +274,20 @@ fn watch(policy: &dyn EvictionPolicy) -> Result<Vec<gearbox_core::KeepSet>> {
     let mut session = policy.session(&geometry)?;
     let mut plans = Vec::new();
     for step in 1..6_u32 {
-        let live: Vec<u32> = (0..step * 2).collect();
-        let probabilities: Vec<f32> =
-            (0..4 * live.len()).map(|idx| (idx as f32 * 1.3 + step as f32).sin().abs()).collect();
+        let tokens = step as usize * 2;
+        // From the third step on, heads hold other tokens.
+        let rows = if step < 3 { 1 } else { geometry.kv_heads as u32 };
+        let live: Vec<u32> = (0..rows).flat_map(|row| row..row + step * 2).collect();
+        let probabilities: Vec<f32> = (0..4 * tokens).map(|idx| (idx as f32 * 1.3 + step as f32).sin().abs()).collect();
         let first_query = u64::from(step);
-        session.observe(&AttentionStep { first_query, queries: 1, live: &live, probabilities: &probabilities })?;
-        plans.push(session.plan(&CacheView { seen: u64::from(step) * 2, live: &live })?);
+        session.observe(&AttentionStep {
+            first_query,
+            queries: 1,
+            tokens,
+            live: &live,
+            probabilities: &probabilities,
+        })?;
+        plans.push(session.plan(&CacheView { seen: u64::from(step) * 2, tokens, live: &live })?);
     }
     Ok(plans)
 }
@@ -291,6 +299,8 @@ fn eviction_sessions_keep_their_state_apart() {
         let [local, remote] =
             [&here, &there].map(|registry| registry.eviction("hostile-policy").unwrap().build(&settings).unwrap());
         let expected = watch(local.as_ref()).unwrap();
+        let geometry = CacheGeometry { layer: 1, layers: 4, q_heads: 4, kv_heads: 2, dim: 8 };
+        assert_eq!(remote.retention(&geometry, 7), local.retention(&geometry, 7));
         std::thread::scope(|scope| {
             let sessions: Vec<_> = (0..4).map(|_| scope.spawn(|| watch(remote.as_ref()).unwrap())).collect();
             for session in sessions {
@@ -530,7 +540,7 @@ fn a_lost_session_stays_lost() {
     let policy = there.eviction("hostile-policy").unwrap().build(&json!({ "at": "plan", "act": "panic" })).unwrap();
     let geometry = CacheGeometry { layer: 0, layers: 1, q_heads: 1, kv_heads: 1, dim: 1 };
     let mut session = policy.session(&geometry).unwrap();
-    let view = CacheView { seen: 1, live: &[0] };
+    let view = CacheView { seen: 1, tokens: 1, live: &[0] };
     assert_eq!(session.plan(&view).unwrap_err().kind().state(), "panicked");
     let error = session.plan(&view).unwrap_err();
     assert_eq!(error.kind().state(), "panicked");

@@ -4,6 +4,7 @@ mod bad_input;
 mod configs;
 mod containers;
 mod engine;
+mod eviction;
 mod golden_bitstream;
 mod golden_gear;
 mod golden_lossy;

@@ -24,7 +24,9 @@ mod transform;
 pub use codec::{Artifact, Codec, Sample};
 pub use coder::{ChunkCoder, EncodedChunk, EncodedLane, LaneCoding, RoutedLane, StoredLane};
 pub use error::{Error, ErrorKind, Result, ResultExt};
-pub use eviction::{AttentionStep, CacheGeometry, CacheView, EvictionPolicy, EvictionSession, KeepSet};
+pub use eviction::{
+    AttentionStep, CacheGeometry, CacheView, EvictionPolicy, EvictionSession, KeepSet, LiveTokens, Retention,
+};
 pub use lane::{Elem, ElemSet, Lane, LaneRef, LaneSpec, Latents};
 pub use limits::Limits;
 pub use pipeline::{

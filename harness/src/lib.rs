@@ -7,6 +7,7 @@ pub mod compare;
 pub mod dump;
 pub mod engine;
 pub mod entropy;
+pub mod evict;
 pub mod exp;
 pub mod gate;
 pub mod isolate;

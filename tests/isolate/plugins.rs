@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use gearbox_core::{
     AnyEntry, Artifact, AttentionStep, Bound, CacheGeometry, CacheView, Capabilities, Chunk, ChunkMut, Codec, Context,
     ElemSet, Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform,
-    Plugin, Registry, Result, Sample, Shape,
+    Plugin, Registry, Result, Retention, Sample, Shape,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -292,6 +292,11 @@ impl EvictionPolicy for HostilePolicy {
         json!(self.config)
     }
 
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        self.config.at("retention");
+        Retention { most: Some(seen), sinks: geometry.layer.into(), recent: u64::from(geometry.layers) }
+    }
+
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         self.config.at("session");
         let sums = vec![Vec::new(); geometry.kv_heads];
@@ -303,10 +308,10 @@ impl EvictionSession for HostileSession {
     fn observe(&mut self, step: &AttentionStep<'_>) -> Result<()> {
         self.config.at("observe");
         let group = self.geometry.q_heads / self.geometry.kv_heads;
-        let row = step.live.len();
+        let row = step.tokens;
         for (idx, probability) in step.probabilities.iter().enumerate() {
             let head = idx / row % self.geometry.q_heads / group;
-            let position = step.live[idx % row] as usize;
+            let position = step.row(head)[idx % row] as usize;
             let sums = &mut self.sums[head];
             sums.resize(sums.len().max(position + 1), 0.0);
             sums[position] += probability * (1.0 + step.first_query as f32);
@@ -319,13 +324,14 @@ impl EvictionSession for HostileSession {
         if cache.seen < 4 {
             return Ok(KeepSet::All);
         }
-        let heads = self.sums.iter().map(|sums| {
-            let mut order: Vec<u32> = (0..cache.live.len() as u32).collect();
+        let heads = self.sums.iter().enumerate().map(|(head, sums)| {
+            let live = cache.row(head);
+            let mut order: Vec<u32> = (0..cache.tokens as u32).collect();
             order.sort_by(|a, b| {
-                let sum = |idx: u32| sums.get(cache.live[idx as usize] as usize).copied().unwrap_or_default();
+                let sum = |idx: u32| sums.get(live[idx as usize] as usize).copied().unwrap_or_default();
                 sum(*b).total_cmp(&sum(*a))
             });
-            order.truncate(cache.live.len() / 2);
+            order.truncate(cache.tokens / 2);
             order.sort_unstable();
             order
         });

@@ -3,6 +3,7 @@
 mod bench;
 mod container;
 mod dump;
+mod evict;
 mod plugin;
 mod sweep;
 mod worker;
@@ -71,6 +72,8 @@ enum Command {
     Verify(container::VerifyArgs),
     /// Measure encode and decode time of pipelines, warm, alternating, verified
     Bench(bench::BenchArgs),
+    /// Show what an eviction policy keeps, and what that does to attention over a dump
+    Evict(evict::EvictArgs),
     /// List and show plugins
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
@@ -159,6 +162,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
         Command::Bench(args) => args.run(&load.registry()?, json),
+        Command::Evict(args) => args.run(&load.registry()?, json),
         Command::Plugin(command) => command.run(&load, json),
         Command::Dump(command) => command.run(json),
         Command::Exp(command) => command.run(&load.registry()?, json),

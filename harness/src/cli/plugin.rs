@@ -78,15 +78,7 @@ fn check(library: PathBuf, settings: &str, load: &LoadArgs, json: bool) -> Resul
     let mut all = Vec::new();
     let mut status = Status::Pass;
     for entry in &entries {
-        let outcomes = match entry {
-            AnyEntry::Codec(entry) => gearbox_conformance::codec::run_codec(entry, &settings),
-            AnyEntry::Transform(entry) => gearbox_conformance::transform::run_transform(entry, &settings),
-            AnyEntry::Eviction(_) => {
-                tracing::warn!("`{}`: there is no suite for eviction policies yet", entry.id());
-                Vec::new()
-            }
-        };
-        for outcome in outcomes {
+        for outcome in gearbox_conformance::run(entry, &settings) {
             status = status.and(Status::pass_if(outcome.passed()));
             let result = outcome.failure.clone().unwrap_or_else(|| "ok".to_owned());
             all.push(json!({

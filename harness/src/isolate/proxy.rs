@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gearbox_core::{
     AnyEntry, Artifact, AttentionStep, Bound, CacheGeometry, CacheView, Capabilities, Chunk, ChunkMut, Codec, Context,
-    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Result, Role,
-    Sample,
+    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Result,
+    Retention, Role, Sample,
 };
 use serde_json::Value;
 
@@ -330,6 +330,18 @@ impl EvictionPolicy for Remote {
         self.facts.config.clone()
     }
 
+    /// A failure has no place here; nothing is promised then.
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        let asked = self.call(|worker| {
+            let ask = Ask::Retention { object: self.object, geometry: geometry.into(), seen };
+            match worker.ask(ask)? {
+                Answer::Retention(most, sinks, recent) => Ok(Retention { most, sinks, recent }),
+                _ => Err(worker.strange()),
+            }
+        });
+        asked.unwrap_or_default()
+    }
+
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         let begun = self.worker().and_then(|mut worker| {
             match worker.ask(Ask::Session { object: self.object, geometry: geometry.into() })? {
@@ -338,7 +350,7 @@ impl EvictionPolicy for Remote {
             }
         });
         let worker = begun.map_err(|error| named(error, &self.id))?;
-        Ok(Box::new(Session { worker, id: self.id.clone() }))
+        Ok(Box::new(Session { worker, id: self.id.clone(), kv_heads: geometry.kv_heads }))
     }
 }
 
@@ -346,6 +358,7 @@ impl EvictionPolicy for Remote {
 struct Session {
     worker: Lent,
     id: String,
+    kv_heads: usize,
 }
 
 impl EvictionSession for Session {
@@ -355,8 +368,8 @@ impl EvictionSession for Session {
             Ok((live, parts.put_words(step.probabilities, f32::to_le_bytes)?))
         };
         let (live, probabilities) = self.worker.put(put)?;
-        let (first_query, queries) = (step.first_query, step.queries);
-        match self.ask(Ask::Observe { first_query, queries, live, probabilities })? {
+        let AttentionStep { first_query, queries, tokens, .. } = *step;
+        match self.ask(Ask::Observe { first_query, queries, tokens, live, probabilities })? {
             Answer::Done => Ok(()),
             _ => Err(self.worker.strange()),
         }
@@ -364,8 +377,13 @@ impl EvictionSession for Session {
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
         let live = self.worker.put(|parts| parts.put_words(cache.live, u32::to_le_bytes))?;
-        match self.ask(Ask::Plan { seen: cache.seen, live })? {
-            Answer::Keep(keep) => Ok(keep.into()),
+        let CacheView { seen, tokens, .. } = *cache;
+        match self.ask(Ask::Plan { seen, tokens, live })? {
+            Answer::Keep(keep) => {
+                let keep = KeepSet::from(keep);
+                keep.check(tokens, self.kv_heads)?;
+                Ok(keep)
+            }
             _ => Err(self.worker.strange()),
         }
     }

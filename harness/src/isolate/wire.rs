@@ -94,10 +94,12 @@ pub enum Ask {
     Inverse { object: u64, latents: Vec<LaneOf>, shape: Shape, dtype: DType, cx: Known },
     /// `EvictionPolicy::session`; it replaces the session before it.
     Session { object: u64, geometry: Geometry },
+    /// `EvictionPolicy::retention`.
+    Retention { object: u64, geometry: Geometry, seen: u64 },
     /// `EvictionSession::observe`.
-    Observe { first_query: u64, queries: usize, live: Part, probabilities: Part },
+    Observe { first_query: u64, queries: usize, tokens: usize, live: Part, probabilities: Part },
     /// `EvictionSession::plan`.
-    Plan { seen: u64, live: Part },
+    Plan { seen: u64, tokens: usize, live: Part },
 }
 
 /// What the worker may answer.
@@ -124,6 +126,8 @@ pub enum Answer {
     Settings(Value),
     /// The next sample, please.
     More,
+    /// What a policy promises: most tokens, sinks, recent tokens.
+    Retention(Option<u64>, u64, u64),
     /// Tokens to keep.
     Keep(Keep),
     /// It failed.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use gearbox_core::{
     AnyEntry, AttentionStep, CacheView, ChunkMut, Codec, Error, ErrorKind, EvictionPolicy, EvictionSession, LaneRef,
-    LaneSpec, Latents, LossyTransform, Registry, Result, Sample,
+    LaneSpec, Latents, LossyTransform, Registry, Result, Retention, Sample,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, Signal, getpid, kill_process, setrlimit};
@@ -231,6 +231,13 @@ impl Worker {
         }
     }
 
+    fn policy(&self, object: u64) -> Result<&Arc<dyn EvictionPolicy>> {
+        match self.objects.get(&object) {
+            Some(Object::Eviction(policy)) => Ok(policy),
+            _ => Err(confused("no such eviction policy")),
+        }
+    }
+
     fn session(&mut self) -> Result<&mut Box<dyn EvictionSession>> {
         self.session.as_mut().ok_or_else(|| confused("no session"))
     }
@@ -301,22 +308,23 @@ impl Worker {
             }
             Ask::Session { object, geometry } => {
                 self.session = None;
-                let Some(Object::Eviction(policy)) = self.objects.get(&object) else {
-                    return Err(confused("no such eviction policy"));
-                };
-                self.session = Some(policy.session(&geometry.into())?);
+                self.session = Some(self.policy(object)?.session(&geometry.into())?);
                 Ok(Answer::Done)
             }
-            Ask::Observe { first_query, queries, live, probabilities } => {
+            Ask::Retention { object, geometry, seen } => {
+                let Retention { most, sinks, recent } = self.policy(object)?.retention(&geometry.into(), seen);
+                Ok(Answer::Retention(most, sinks, recent))
+            }
+            Ask::Observe { first_query, queries, tokens, live, probabilities } => {
                 let live = wire::words(self.input.bytes(), live, u32::from_le_bytes)?;
                 let probabilities = wire::words(self.input.bytes(), probabilities, f32::from_le_bytes)?;
-                let step = AttentionStep { first_query, queries, live: &live, probabilities: &probabilities };
+                let step = AttentionStep { first_query, queries, tokens, live: &live, probabilities: &probabilities };
                 self.session()?.observe(&step)?;
                 Ok(Answer::Done)
             }
-            Ask::Plan { seen, live } => {
+            Ask::Plan { seen, tokens, live } => {
                 let live = wire::words(self.input.bytes(), live, u32::from_le_bytes)?;
-                Ok(Answer::Keep(self.session()?.plan(&CacheView { seen, live: &live })?.into()))
+                Ok(Answer::Keep(self.session()?.plan(&CacheView { seen, tokens, live: &live })?.into()))
             }
         }
     }

@@ -49,6 +49,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::kept::{KeptAttention, KeptError, KeptSums};
 use self::panels::{Columns, PANEL, Panels, ROWS, Side, product};
 use self::softmax::{LANES, Row, all_finite};
 use self::tally::Seen;
@@ -57,6 +58,7 @@ pub use self::tally::{
 };
 use super::element::{Element, with_element};
 
+mod kept;
 mod panels;
 mod softmax;
 mod tally;

@@ -493,7 +493,7 @@ impl ErrorReport {
 }
 
 /// The first of those with the highest badness, NaN being the highest of all.
-pub(super) fn worst<T>(items: impl Iterator<Item = T>, badness: impl Fn(&T) -> f64) -> Option<T> {
+pub(crate) fn worst<T>(items: impl Iterator<Item = T>, badness: impl Fn(&T) -> f64) -> Option<T> {
     let order = |a: f64, b: f64| a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()));
     items.reduce(|worst, item| if order(badness(&item), badness(&worst)) == Ordering::Greater { item } else { worst })
 }

@@ -45,6 +45,19 @@
 //! A query whose decoded logits break makes all these infinite and agrees in nothing; one whose output alone breaks makes `output_error`
 //! infinite. The worst head has the highest `kl_mean` or the highest `output_error`; the worst layer has the highest `output_error`.
 //!
+//! # Error of eviction
+//! Where only the tokens of a set `K` are live, `p'` is the softmax over those that the query sees, and `o' = Σ p'_i v_i`. A query is *cut* if
+//! a token that it could see is not live; `C` is the set of cut queries. `KL(p' ‖ p) = -ln(mass)`, so the mass says what that would.
+//!
+//! | Number | Definition | Unit | Exact |
+//! |---|---|---|---|
+//! | `queries`, `undefined` | queries that attended, and those of them left out: `z` or `o` is not finite | | |
+//! | `cut` | `\|C\|` | | 0 |
+//! | `kept_mass` | `Σ_C Σ_K p_i / \|C\|` | | 1 |
+//! | `kept_mass_least` | `min_C Σ_K p_i` | | 1 |
+//! | `output_error` | `√(Σ_C ‖o' - o‖² / Σ_C ‖o‖²)` | | 0 |
+//! | `read_ratio` | tokens that all queries could see ÷ live ones that they saw | | 1 |
+//!
 //! # JSON
 //! Numbers that are not finite are `null`. A `snr_db` of `null` goes with an `nmse` of 0 where nothing was lost, and of `null` where all was.
 

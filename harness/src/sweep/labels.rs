@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use gearbox_conformance::{Outcome, codec, transform};
+use gearbox_conformance::Outcome;
 use gearbox_core::{AnyEntry, Pipeline, PluginSpec, Registry};
 use serde::Serialize;
 
@@ -102,12 +102,7 @@ impl<'a> Labels<'a> {
 
 /// Runs the kit.
 fn refute(entry: &AnyEntry, plugin: &PluginSpec) -> Vec<Refuted> {
-    let settings = plugin.settings_value();
-    let outcomes = match entry {
-        AnyEntry::Codec(entry) => codec::run_codec(entry, &settings),
-        AnyEntry::Transform(entry) => transform::run_transform(entry, &settings),
-        AnyEntry::Eviction(_) => Vec::new(),
-    };
+    let outcomes = gearbox_conformance::run(entry, &plugin.settings_value());
     let refuted = |Outcome { property, failure, .. }| {
         Some(Refuted { plugin: plugin.clone(), property, found: failure?, labels: attacked(property) })
     };

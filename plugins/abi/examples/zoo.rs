@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gearbox_abi::{EncodeInto, Level, Output};
 use gearbox_core::{
     Artifact, AttentionStep, CacheGeometry, CacheView, Capabilities, Codec, Context, ElemSet, Error, ErrorKind,
-    EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Plugin, Result, Sample,
+    EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Plugin, Result, Retention, Sample,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -305,6 +305,10 @@ impl EvictionPolicy for Keeper {
         json!(self.0)
     }
 
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        Retention { most: (seen > 9).then_some(geometry.kv_heads as u64), sinks: seen, recent: geometry.layer.into() }
+    }
+
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         if geometry.kv_heads == 0 {
             return Err(Error::invalid_config("expected at least one KV head, got none"));
@@ -321,13 +325,15 @@ impl EvictionSession for Session {
     }
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
-        let live = cache.live.len() as u32;
+        let live = cache.tokens as u32;
         Ok(match self.mode.as_str() {
             "all" => KeepSet::All,
             "shared" => KeepSet::Shared(vec![0, self.last as u32 % live]),
             "heads" => KeepSet::PerHead((0..self.geometry.kv_heads as u32).map(|head| vec![head]).collect()),
             "outside" => KeepSet::Shared(vec![live]),
             "unordered" => KeepSet::Shared(vec![1, 0]),
+            "uneven" => KeepSet::PerHead(vec![vec![0], vec![0, 1]]),
+            "many" => KeepSet::Shared((0..=live).collect()),
             "few" => KeepSet::PerHead(vec![vec![]]),
             _ => panic!("after probabilities of {}", self.sum),
         })

@@ -107,7 +107,7 @@ typedef int32_t gearbox_status;
 /* Keep sets of an eviction policy. */
 #define GEARBOX_KEEP_ALL 0    /* all live tokens; the list is empty */
 #define GEARBOX_KEEP_SHARED 1 /* one list for every KV head */
-#define GEARBOX_KEEP_HEAD 2   /* the list of the next KV head: called once for each, from head 0 on */
+#define GEARBOX_KEEP_HEAD 2   /* the list of the next KV head: called once for each, from head 0 on; all lists are of one length */
 
 /* Changes of RoPE frequencies for long contexts. */
 #define GEARBOX_ROPE_NONE 0
@@ -255,30 +255,40 @@ typedef struct gearbox_geometry {
     size_t dim; /* channels per head */
 } gearbox_geometry;
 
-/* What attention did while one or more tokens were appended. */
+/* What attention did while one or more tokens were appended. `live` is (rows, tokens): one row while all KV heads hold the same tokens, else
+ * one per KV head. Query head h reads KV head h / (q_heads / kv_heads). */
 typedef struct gearbox_attention_step {
     uint64_t size;
     uint64_t first_query; /* position of the first query */
     size_t queries;
-    const uint32_t *live; /* positions of the live tokens, ascending, shared by all heads */
-    size_t live_count;
-    const float *probabilities; /* (queries, q_heads, live), row-major; 0 where masked */
+    size_t tokens;        /* live tokens of each head */
+    const uint32_t *live; /* their positions, ascending in each row */
+    size_t live_count;    /* rows * tokens */
+    const float *probabilities; /* (queries, q_heads, tokens), row-major; 0 where masked */
     size_t probability_count;
 } gearbox_attention_step;
 
-/* The cache at the moment of a decision. */
+/* The cache at the moment of a decision; `live` is (rows, tokens) as above. */
 typedef struct gearbox_cache_view {
     uint64_t size;
     uint64_t seen;        /* tokens so far, evicted ones included */
-    const uint32_t *live; /* positions of the live tokens, ascending */
-    size_t live_count;
+    size_t tokens;        /* live tokens of each head */
+    const uint32_t *live; /* their positions, ascending in each row */
+    size_t live_count;    /* rows * tokens */
 } gearbox_cache_view;
+
+/* What a policy promises of every plan. */
+typedef struct gearbox_retention {
+    uint64_t most;   /* tokens that each head holds at most after a plan is applied; UINT64_MAX if there is no such number */
+    uint64_t sinks;  /* so many first tokens stay, as far as they are live */
+    uint64_t recent; /* so many last tokens stay */
+} gearbox_retention;
 
 /* Takes the tokens that stay. */
 typedef struct gearbox_keep_sink {
     void *state; /* first argument of `keep` */
-    /* Takes `count` indices into gearbox_cache_view.live, ascending, none twice; see GEARBOX_KEEP_... for `mode`. Anything but GEARBOX_OK means
-     * that the list is refused: return an error then. */
+    /* Takes `count` indices into a row of gearbox_cache_view.live, ascending, none twice; see GEARBOX_KEEP_... for `mode`. Anything but
+     * GEARBOX_OK means that the list is refused: return an error then. */
     gearbox_status (*keep)(void *state, uint32_t mode, const uint32_t *indices, size_t count);
 } gearbox_keep_sink;
 
@@ -344,6 +354,9 @@ typedef struct gearbox_eviction {
     gearbox_status (*plan)(void *session, const gearbox_cache_view *cache, const gearbox_keep_sink *out, gearbox_error *error);
     /* Frees a session. Its object still exists. */
     void (*drop_session)(void *session);
+    /* Writes what is promised of a plan when `seen` tokens were seen. Null if nothing is. */
+    gearbox_status (*retention)(const void *object, const gearbox_geometry *geometry, uint64_t seen, gearbox_retention *retention,
+                                gearbox_error *error);
 } gearbox_eviction;
 
 /* One plugin. */

@@ -257,11 +257,13 @@ pub struct AttentionStep {
     pub first_query: u64,
     /// Number of queries.
     pub queries: usize,
-    /// Positions of the live tokens, ascending.
+    /// Live tokens of each head.
+    pub tokens: usize,
+    /// Positions of the live tokens `(rows, tokens)`, ascending in each row.
     pub live: *const u32,
     /// Number of them.
     pub live_count: usize,
-    /// Probabilities `(queries, q_heads, live)`, row-major.
+    /// Probabilities `(queries, q_heads, tokens)`, row-major.
     pub probabilities: *const f32,
     /// Number of them.
     pub probability_count: usize,
@@ -275,10 +277,24 @@ pub struct CacheView {
     pub size: u64,
     /// Tokens seen so far.
     pub seen: u64,
-    /// Positions of the live tokens, ascending.
+    /// Live tokens of each head.
+    pub tokens: usize,
+    /// Positions of the live tokens `(rows, tokens)`, ascending in each row.
     pub live: *const u32,
     /// Number of them.
     pub live_count: usize,
+}
+
+/// What a policy promises of every plan.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, StableAbi)]
+pub struct Retention {
+    /// Most tokens of each head; all bits set if there is no such number.
+    pub most: u64,
+    /// First tokens that stay.
+    pub sinks: u64,
+    /// Last tokens that stay.
+    pub recent: u64,
 }
 
 /// Takes the tokens that stay.
@@ -453,6 +469,16 @@ pub struct EvictionTable {
     >,
     /// Frees a session.
     pub drop_session: Option<unsafe extern "C" fn(session: *mut c_void)>,
+    /// [`EvictionPolicy::retention`](gearbox_core::EvictionPolicy::retention); null if nothing is promised.
+    pub retention: Option<
+        unsafe extern "C" fn(
+            object: *const c_void,
+            geometry: *const Geometry,
+            seen: u64,
+            retention: *mut Retention,
+            error: *mut ErrorText,
+        ) -> i32,
+    >,
 }
 
 /// One plugin of a library.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use gearbox_abi::{Abi, Host, Level, Source};
 use gearbox_core::{
     AttentionStep, Bound, CacheGeometry, CacheView, Chunk, ChunkMut, Codec, Context, DType, Elem, ElemSet, Error,
-    ErrorKind, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Registry, Role, Rope, RopePairing, RopeScaling,
-    Sample, Shape,
+    ErrorKind, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Registry, Retention, Role, Rope, RopePairing,
+    RopeScaling, Sample, Shape,
 };
 use serde_json::json;
 use support::{
@@ -232,8 +232,14 @@ fn plan(library: &gearbox_abi::Library, id: &str, settings: &serde_json::Value) 
     let mut session = policy.session(&geometry)?;
     drop(policy);
     let live = [0, 3, 4, 9];
-    session.observe(&AttentionStep { first_query: 9, queries: 2, live: &live, probabilities: &[0.5; 32] })?;
-    session.plan(&CacheView { seen: 11, live: &live })
+    session.observe(&AttentionStep {
+        first_query: 9,
+        queries: 2,
+        tokens: 4,
+        live: &live,
+        probabilities: &[0.5; 32],
+    })?;
+    session.plan(&CacheView { seen: 11, tokens: 4, live: &live })
 }
 
 #[test]
@@ -246,6 +252,8 @@ fn eviction_sessions_cross() {
     for (mode, expected) in [
         ("outside", "expected indices below the 4 live tokens, got 4"),
         ("unordered", "expected ascending indices of tokens, got 1 and then 0"),
+        ("uneven", "expected lists of one length, got 1 and 2 tokens"),
+        ("many", "expected at most the 4 live tokens, got 5 indices"),
         ("few", "expected all tokens, one shared list or 2 lists, got not all, 0 and 1"),
         ("panic", "after probabilities of 16"),
     ] {
@@ -254,6 +262,9 @@ fn eviction_sessions_cross() {
         assert!(text.ends_with(expected), "{text}");
     }
     let policy = eviction_entry(&zoo, "keeper").build(&json!({})).unwrap();
+    let geometry = CacheGeometry { layer: 1, layers: 2, q_heads: 4, kv_heads: 2, dim: 8 };
+    assert_eq!(policy.retention(&geometry, 10), Retention { most: Some(2), sinks: 10, recent: 1 });
+    assert_eq!(policy.retention(&geometry, 9), Retention { most: None, sinks: 9, recent: 1 });
     let geometry = CacheGeometry { layer: 0, layers: 2, q_heads: 4, kv_heads: 0, dim: 8 };
     assert_eq!(said(policy.session(&geometry)).1, "expected at least one KV head, got none");
 }

@@ -221,12 +221,12 @@ static gearbox_status observe(void *self, const gearbox_attention_step *step, ge
 }
 
 static gearbox_status plan(void *self, const gearbox_cache_view *cache, const gearbox_keep_sink *out, gearbox_error *error) {
-    const uint32_t kept[] = {0, (uint32_t)cache->live_count - 1};
+    const uint32_t kept[] = {0, (uint32_t)cache->tokens - 1};
     (void)self, (void)error;
     return out->keep(out->state, GEARBOX_KEEP_SHARED, kept, 2);
 }
 
-static const gearbox_eviction eviction = {sizeof(gearbox_eviction), session, observe, plan, free};
+static const gearbox_eviction eviction = {sizeof(gearbox_eviction), session, observe, plan, free, NULL};
 
 static const gearbox_plugin ends = {
     .size = sizeof(gearbox_plugin),

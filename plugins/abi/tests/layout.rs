@@ -7,7 +7,7 @@ use std::process::Command;
 
 use gearbox_abi::raw::{
     AttentionStep, Bound, CacheView, Capabilities, Chunk, ChunkMut, CodecTable, Context, ErrorText, EvictionTable,
-    Geometry, Host, KeepSink, Lane, LaneSink, LaneSpec, Library, Plugin, Rope, Sample, Samples, Sink, Str,
+    Geometry, Host, KeepSink, Lane, LaneSink, LaneSpec, Library, Plugin, Retention, Rope, Sample, Samples, Sink, Str,
     TransformTable,
 };
 use gearbox_abi::{convert, raw, status};
@@ -61,14 +61,15 @@ fn layouts() -> Vec<Layout> {
         Samples as gearbox_samples { state, next }
         Geometry as gearbox_geometry { size, layer, layers, q_heads, kv_heads, dim }
         AttentionStep as gearbox_attention_step {
-            size, first_query, queries, live, live_count, probabilities, probability_count,
+            size, first_query, queries, tokens, live, live_count, probabilities, probability_count,
         }
-        CacheView as gearbox_cache_view { size, seen, live, live_count }
+        CacheView as gearbox_cache_view { size, seen, tokens, live, live_count }
+        Retention as gearbox_retention { most, sinks, recent }
         KeepSink as gearbox_keep_sink { state, keep }
         Host as gearbox_host { size, abi_major, abi_minor, state, log, threads }
         CodecTable as gearbox_codec { size, max_encoded_len, encode, decode, train, with_artifact }
         TransformTable as gearbox_transform { size, bound, forward, inverse, effective_config, alternative }
-        EvictionTable as gearbox_eviction { size, session, observe, plan, drop_session }
+        EvictionTable as gearbox_eviction { size, session, observe, plan, drop_session, retention }
         Plugin as gearbox_plugin {
             size, kind, format_version, id, summary, source, schema, aliases, alias_count, build, drop, config,
             capabilities, codec, transform, eviction,

@@ -13,6 +13,7 @@
 use gearbox_adaptive_v22 as _;
 use gearbox_bitstream as _;
 use gearbox_core::{Registry, Result};
+use gearbox_evict as _;
 use gearbox_gear as _;
 use gearbox_lz4 as _;
 use gearbox_pcodec as _;
@@ -26,6 +27,8 @@ use gearbox_zstd as _;
 pub use gearbox_adaptive_v22 as adaptive_v22;
 #[doc(no_inline)]
 pub use gearbox_bitstream as bitstream;
+#[doc(no_inline)]
+pub use gearbox_evict as evict;
 #[doc(no_inline)]
 pub use gearbox_gear as gear;
 #[doc(no_inline)]
@@ -59,15 +62,21 @@ mod tests {
                 "clip-quant",
                 "gear",
                 "gear-delta",
+                "h2o",
                 "huffman",
                 "lz4",
+                "none",
                 "pcodec",
                 "planes",
                 "quant",
+                "random",
                 "rans",
+                "snapkv",
                 "store",
                 "token-ref",
+                "tova",
                 "truncate",
+                "window",
                 "zstd"
             ]
         );

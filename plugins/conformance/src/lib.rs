@@ -1,9 +1,8 @@
 //! The kit that every Gearbox plugin passes, built in or not.
 //!
 //! A *property* is a plain function that takes the thing under test and its settings and returns an [`Outcome`]: how many cases it tried,
-//! and the first counter-example with shape, element type and seed. [`codec::run_codec`] and [`transform::run_transform`] run all of them
-//! for a program such as `gearbox plugin check`; [`codec_tests!`] and [`transform_tests!`] make one named test per property in a plugin's
-//! `tests/conformance.rs`:
+//! and the first counter-example with shape, element type and seed. [`run`] runs all of them for a program such as `gearbox plugin check`;
+//! [`codec_tests!`], [`transform_tests!`] and [`eviction_tests!`] make one named test per property in a plugin's `tests/conformance.rs`:
 //!
 //! ```ignore
 //! use gearbox_zstd as _;
@@ -12,8 +11,8 @@
 //! gearbox_conformance::codec_tests!(level_19, "zstd", json!({"level": 19}));
 //! ```
 //!
-//! The tests also pin the schema of the settings ([`files::schema_is_pinned`]) and decode what earlier versions wrote
-//! ([`files::goldens_decode`]); run them once with `GEARBOX_BLESS=1` to write the missing files.
+//! The tests also pin the schema of the settings ([`files::schema_is_pinned`]) and, of codecs and transforms, decode what earlier versions
+//! wrote ([`files::goldens_decode`]); run them once with `GEARBOX_BLESS=1` to write the missing files.
 //!
 //! | What the kit attacks | How |
 //! |---|---|
@@ -21,6 +20,7 @@
 //! | context | with and without every part that is needed or wanted, keys and values |
 //! | buffers | prefix of `out`, `max_encoded_len`, unfilled bytes, wrong lengths |
 //! | damage | every truncation and bit flip of small outputs, samples of larger ones, bytes behind the end; lanes missing or of another shape |
+//! | eviction | whole requests, the prompt in one step and in many, with attention that is even, zero or not finite; what is promised of a plan; caches without tokens and with one |
 //! | sharing | eight threads on one instance, two instances side by side |
 //! | settings | resolved settings build the same plugin; unknown keys and values outside a range are refused |
 //!
@@ -31,6 +31,7 @@ pub mod codec;
 pub mod config;
 mod damage;
 pub mod data;
+pub mod eviction;
 pub mod files;
 mod memory;
 mod outcome;
@@ -38,10 +39,22 @@ pub mod reference;
 mod sharing;
 pub mod transform;
 
+use gearbox_core::AnyEntry;
+use serde_json::Value;
+
 pub use outcome::Outcome;
 
 #[doc(hidden)]
 pub use serde_json::json;
+
+/// Runs every property of a plugin's kind.
+pub fn run(entry: &AnyEntry, settings: &Value) -> Vec<Outcome> {
+    match entry {
+        AnyEntry::Codec(entry) => codec::run_codec(entry, settings),
+        AnyEntry::Transform(entry) => transform::run_transform(entry, settings),
+        AnyEntry::Eviction(entry) => eviction::run_eviction(entry, settings),
+    }
+}
 
 /// A built-in plugin, for tests.
 ///
@@ -83,6 +96,21 @@ macro_rules! transform_tests {
     };
 }
 
+/// Makes one named test per property of a built-in eviction policy, in a module `eviction` or the one that the first argument names.
+///
+/// See [`codec_tests!`] for the arguments.
+///
+/// ```ignore
+/// gearbox_conformance::eviction_tests!("h2o");
+/// gearbox_conformance::eviction_tests!(blocks, "h2o", json!({"block_tokens": 16}));
+/// ```
+#[macro_export]
+macro_rules! eviction_tests {
+    ($($arguments:tt)*) => {
+        $crate::__plugin_tests!(eviction; $($arguments)*);
+    };
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __plugin_tests {
@@ -105,11 +133,21 @@ macro_rules! __plugin_tests {
                 $crate::files::schema_is_pinned(&$crate::$kind::find($id), &folder).expect_passed();
             }
 
-            #[test]
-            fn goldens_decode() {
-                let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
-                $crate::files::goldens_decode(&$crate::$kind::find($id), &$settings, &folder).expect_passed();
-            }
+            $crate::__goldens!($kind, $id, $settings);
+        }
+    };
+}
+
+/// Eviction policies write no bytes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __goldens {
+    (eviction, $id:expr, $settings:expr) => {};
+    ($kind:ident, $id:expr, $settings:expr) => {
+        #[test]
+        fn goldens_decode() {
+            let folder = ::std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
+            $crate::files::goldens_decode(&$crate::$kind::find($id), &$settings, &folder).expect_passed();
         }
     };
 }
@@ -160,6 +198,22 @@ macro_rules! __properties {
             needs_are_honoured
             wanted_context_is_optional
             eight_threads_share_one_instance
+            instances_agree
+            settings_are_a_fixed_point
+            settings_are_strict
+            entry_is_described
+        }
+    };
+    (eviction, $then:ident $(, $argument:expr)*) => {
+        $crate::$then! {
+            [eviction, $($argument),*]
+            keep_sets_are_well_formed
+            budget_is_met
+            sinks_and_recent_tokens_stay
+            strange_attention_is_harmless
+            small_caches_are_planned
+            steps_may_be_split
+            sessions_are_independent
             instances_agree
             settings_are_a_fixed_point
             settings_are_strict

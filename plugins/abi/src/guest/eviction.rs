@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gearbox_core::{
     AttentionStep, CacheGeometry, CacheView, Error, EvictionPolicy, EvictionSession, KeepSet, Kind, Plugin, Result,
+    Retention,
 };
 
 use super::{Common, Exported, answer, build, describe, export, give, given, guarded, pour_json, take};
@@ -26,6 +27,7 @@ pub fn eviction<P: Plugin + EvictionPolicy + 'static>() -> Exported {
         observe: Some(observe),
         plan: Some(plan),
         drop_session: Some(drop_session),
+        retention: Some(retention),
     };
     let common = Common { kind: Kind::Eviction, build: build_one::<P>, drop, config, capabilities };
     export(raw::Plugin { eviction: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
@@ -65,6 +67,34 @@ unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabiliti
     unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.capabilities()))) }
 }
 
+/// # Safety
+/// `geometry` is null or can be read as far as its size says.
+unsafe fn read_geometry(geometry: *const raw::Geometry) -> Result<CacheGeometry> {
+    // SAFETY: as the caller promises.
+    let raw = unsafe { raw::read(geometry) };
+    let raw = raw.ok_or_else(|| Error::invalid_input("the geometry is null or too short"))?;
+    let raw::Geometry { layer, layers, q_heads, kv_heads, dim, .. } = raw;
+    Ok(CacheGeometry { layer, layers, q_heads, kv_heads, dim })
+}
+
+unsafe extern "C" fn retention(
+    this: *const c_void,
+    geometry: *const raw::Geometry,
+    seen: u64,
+    out: *mut raw::Retention,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let (object, geometry) = unsafe { (object(this)?, read_geometry(geometry)?) };
+        let Retention { most, sinks, recent } = object.retention(&geometry, seen);
+        // SAFETY: the contract of the ABI.
+        unsafe { answer(out, raw::Retention { most: most.unwrap_or(u64::MAX), sinks, recent }) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
 unsafe extern "C" fn session(
     this: *const c_void,
     geometry: *const raw::Geometry,
@@ -73,10 +103,8 @@ unsafe extern "C" fn session(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, raw) = unsafe { (object(this)?, raw::read(geometry)) };
-        let raw = raw.ok_or_else(|| Error::invalid_input("the geometry is null or too short"))?;
-        let raw::Geometry { layer, layers, q_heads, kv_heads, dim, .. } = raw;
-        let session: Session = object.session(&CacheGeometry { layer, layers, q_heads, kv_heads, dim })?;
+        let (object, geometry) = unsafe { (object(this)?, read_geometry(geometry)?) };
+        let session: Session = object.session(&geometry)?;
         // SAFETY: the contract of the ABI.
         unsafe { give(out, session) }
     };
@@ -99,7 +127,8 @@ unsafe extern "C" fn observe(this: *mut c_void, step: *const raw::AttentionStep,
         // SAFETY: the contract of the ABI.
         let (live, probabilities) =
             unsafe { (slice(raw.live, raw.live_count), slice(raw.probabilities, raw.probability_count)) };
-        session.observe(&AttentionStep { first_query: raw.first_query, queries: raw.queries, live, probabilities })
+        let raw::AttentionStep { first_query, queries, tokens, .. } = raw;
+        session.observe(&AttentionStep { first_query, queries, tokens, live, probabilities })
     };
     // SAFETY: the contract of the ABI.
     unsafe { guarded(error, work) }
@@ -123,7 +152,7 @@ unsafe extern "C" fn plan(
             let code = unsafe { keep(sink.state, mode, list.as_ptr(), list.len()) };
             if code == OK { Ok(()) } else { Err(Error::unsupported("the host refuses the keep set")) }
         };
-        match session.plan(&CacheView { seen: raw.seen, live })? {
+        match session.plan(&CacheView { seen: raw.seen, tokens: raw.tokens, live })? {
             KeepSet::All => put(0, &[]),
             KeepSet::Shared(list) => put(1, &list),
             KeepSet::PerHead(lists) => lists.iter().try_for_each(|list| put(2, list)),

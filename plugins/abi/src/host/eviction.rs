@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Capabilities, EvictionPolicy, EvictionSession, KeepSet, Result,
+    AttentionStep, CacheGeometry, CacheView, Capabilities, EvictionPolicy, EvictionSession, KeepSet, Result, Retention,
 };
 use serde_json::Value;
 
@@ -36,10 +36,22 @@ impl EvictionPolicy for LoadedPolicy {
         self.object.config.clone()
     }
 
+    /// A failure has no place here; nothing is promised then.
+    fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
+        let Some(ask) = self.table.retention else { return Retention::default() };
+        let geometry = raw_geometry(geometry);
+        let mut promise = raw::Retention { most: u64::MAX, sinks: 0, recent: 0 };
+        // SAFETY: the object belongs to this table; everything pointed to lives for the call.
+        let asked =
+            checked(|error| unsafe { ask(self.object.place, &raw const geometry, seen, &raw mut promise, error) });
+        let raw::Retention { most, sinks, recent } = promise;
+        asked.map_or(Retention::default(), |()| Retention { most: (most < u64::MAX).then_some(most), sinks, recent })
+    }
+
     fn session(&self, geometry: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         let session = required(self.table.session, "session")?;
-        let CacheGeometry { layer, layers, q_heads, kv_heads, dim } = *geometry;
-        let geometry = raw::Geometry { size: raw::size_of::<raw::Geometry>(), layer, layers, q_heads, kv_heads, dim };
+        let kv_heads = geometry.kv_heads;
+        let geometry = raw_geometry(geometry);
         let mut place = std::ptr::null_mut();
         // SAFETY: the object belongs to this table; everything pointed to lives for the call.
         checked(|error| unsafe { session(self.object.place, &raw const geometry, &raw mut place, error) })?;
@@ -48,6 +60,11 @@ impl EvictionPolicy for LoadedPolicy {
         }
         Ok(Box::new(LoadedSession { place, policy: Arc::clone(&self.object), table: self.table, kv_heads }))
     }
+}
+
+fn raw_geometry(geometry: &CacheGeometry) -> raw::Geometry {
+    let CacheGeometry { layer, layers, q_heads, kv_heads, dim } = *geometry;
+    raw::Geometry { size: raw::size_of::<raw::Geometry>(), layer, layers, q_heads, kv_heads, dim }
 }
 
 /// A session of a loaded policy, which outlives it.
@@ -77,6 +94,7 @@ impl EvictionSession for LoadedSession {
             size: raw::size_of::<raw::AttentionStep>(),
             first_query: step.first_query,
             queries: step.queries,
+            tokens: step.tokens,
             live: step.live.as_ptr(),
             live_count: step.live.len(),
             probabilities: step.probabilities.as_ptr(),
@@ -88,14 +106,16 @@ impl EvictionSession for LoadedSession {
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
         let plan = required(self.table.plan, "plan")?;
-        let live = cache.live.len();
+        let tokens = cache.tokens;
         let cache = raw::CacheView {
             size: raw::size_of::<raw::CacheView>(),
             seen: cache.seen,
+            tokens,
             live: cache.live.as_ptr(),
-            live_count: live,
+            live_count: cache.live.len(),
         };
-        let mut kept = Kept { all: false, shared: None, heads: Vec::new(), live, kv_heads: self.kv_heads, wrong: None };
+        let kv_heads = self.kv_heads;
+        let mut kept = Kept { all: false, shared: None, heads: Vec::new(), tokens, kv_heads, wrong: None };
         let sink = raw::KeepSink { state: (&raw mut kept).cast(), keep: Some(keep) };
         // SAFETY: the session belongs to this table and is used by this call alone; everything pointed to lives for the call.
         let called = checked(|error| unsafe { plan(self.place, &raw const cache, &raw const sink, error) });
@@ -103,18 +123,21 @@ impl EvictionSession for LoadedSession {
             return Err(self.policy.fault(&wrong));
         }
         called?;
-        match kept {
-            Kept { all: true, shared: None, heads, .. } if heads.is_empty() => Ok(KeepSet::All),
-            Kept { all: false, shared: Some(list), heads, .. } if heads.is_empty() => Ok(KeepSet::Shared(list)),
-            Kept { all: false, shared: None, heads, .. } if heads.len() == self.kv_heads => Ok(KeepSet::PerHead(heads)),
-            Kept { all, shared, heads, .. } => Err(self.policy.fault(&format!(
-                "expected all tokens, one shared list or {} lists, got {}, {} and {}",
-                self.kv_heads,
-                if all { "all" } else { "not all" },
-                usize::from(shared.is_some()),
-                heads.len()
-            ))),
-        }
+        let keep = match kept {
+            Kept { all: true, shared: None, heads, .. } if heads.is_empty() => KeepSet::All,
+            Kept { all: false, shared: Some(list), heads, .. } if heads.is_empty() => KeepSet::Shared(list),
+            Kept { all: false, shared: None, heads, .. } if heads.len() == kv_heads => KeepSet::PerHead(heads),
+            Kept { all, shared, heads, .. } => {
+                return Err(self.policy.fault(&format!(
+                    "expected all tokens, one shared list or {kv_heads} lists, got {}, {} and {}",
+                    if all { "all" } else { "not all" },
+                    usize::from(shared.is_some()),
+                    heads.len()
+                )));
+            }
+        };
+        keep.check(tokens, kv_heads).map_err(|error| self.policy.fault(&error.to_string()))?;
+        Ok(keep)
     }
 }
 
@@ -123,18 +146,15 @@ struct Kept {
     all: bool,
     shared: Option<Vec<u32>>,
     heads: Vec<Vec<u32>>,
-    live: usize,
+    tokens: usize,
     kv_heads: usize,
     wrong: Option<String>,
 }
 
 impl Kept {
     fn take(&mut self, mode: u32, list: &[u32]) -> Result<(), String> {
-        if let Some((one, next)) = list.iter().zip(list.iter().skip(1)).find(|(one, next)| one >= next) {
-            return Err(format!("expected ascending indices of tokens, got {one} and then {next}"));
-        }
-        if let Some(last) = list.last().filter(|last| **last as usize >= self.live) {
-            return Err(format!("expected indices below the {} live tokens, got {last}", self.live));
+        if list.len() > self.tokens {
+            return Err(format!("expected at most the {} live tokens, got {} indices", self.tokens, list.len()));
         }
         match mode {
             0 if list.is_empty() => self.all = true,

@@ -45,25 +45,36 @@ static gearbox_status start(const void *object, const gearbox_geometry *geometry
     return GEARBOX_OK;
 }
 
-/* Takes in true attention probabilities, (queries, q_heads, live). This policy needs none. */
+/* Takes in true attention probabilities, (queries, q_heads, tokens). This policy needs none. */
 static gearbox_status observe(void *state, const gearbox_attention_step *step, gearbox_error *error) {
     (void)state, (void)step, (void)error;
     return GEARBOX_OK;
 }
 
-/* `live` holds positions; a keep set holds indices into it, ascending. */
+/* `live` holds positions; a keep set holds indices into it, ascending. One row serves all heads, as all keep the same tokens. */
 static gearbox_status plan(void *state, const gearbox_cache_view *cache, const gearbox_keep_sink *out, gearbox_error *error) {
     const policy *settings = &((const session *)state)->settings;
     uint64_t oldest = cache->seen > settings->recent ? cache->seen - settings->recent : 0;
-    uint32_t *indices = malloc((cache->live_count + 1) * sizeof *indices);
+    uint32_t *indices = malloc((cache->tokens + 1) * sizeof *indices);
     if (!indices) return fail(error, GEARBOX_OUT_OF_MEMORY, "no memory for the tokens that stay");
     size_t count = 0;
-    for (size_t idx = 0; idx < cache->live_count; idx++)
+    for (size_t idx = 0; idx < cache->tokens; idx++)
         if (cache->live[idx] < settings->sinks || cache->live[idx] >= oldest) indices[count++] = (uint32_t)idx;
-    gearbox_status status = count == cache->live_count ? out->keep(out->state, GEARBOX_KEEP_ALL, NULL, 0)
+    gearbox_status status = count == cache->tokens ? out->keep(out->state, GEARBOX_KEEP_ALL, NULL, 0)
                                                        : out->keep(out->state, GEARBOX_KEEP_SHARED, indices, count);
     free(indices);
     return status == GEARBOX_OK ? GEARBOX_OK : fail(error, GEARBOX_OTHER, "the host refuses the keep set");
+}
+
+/* What `gearbox plugin check` holds every plan to. */
+static gearbox_status retention(const void *object, const gearbox_geometry *geometry, uint64_t seen, gearbox_retention *out,
+                                gearbox_error *error) {
+    const policy *settings = object;
+    (void)geometry, (void)seen, (void)error;
+    out->sinks = settings->sinks;
+    out->recent = settings->recent;
+    out->most = out->sinks + out->recent;
+    return GEARBOX_OK;
 }
 
 static const gearbox_eviction functions = {
@@ -72,6 +83,7 @@ static const gearbox_eviction functions = {
     .observe = observe,
     .plan = plan,
     .drop_session = free,
+    .retention = retention,
 };
 
 static const gearbox_plugin plugin = {

@@ -4,7 +4,7 @@
 
 use gearbox_core::{
     AttentionStep, CacheGeometry, CacheView, Capabilities, ElemSet, EvictionPolicy,
-    EvictionSession, KeepSet, Plugin, Result,
+    EvictionSession, KeepSet, Plugin, Result, Retention,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,16 @@ impl EvictionPolicy for SinksAndRecent {
         json!(self.config)
     }
 
+    /// What `gearbox plugin check` holds every plan to.
+    fn retention(&self, _: &CacheGeometry, _: u64) -> Retention {
+        let (sinks, recent) = (u64::from(self.config.sinks), u64::from(self.config.recent));
+        Retention {
+            most: Some(sinks + recent),
+            sinks,
+            recent,
+        }
+    }
+
     fn session(&self, _: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
         Ok(Box::new(Session {
             config: self.config,
@@ -76,7 +86,7 @@ struct Session {
 }
 
 impl EvictionSession for Session {
-    /// Takes in true attention probabilities, `(queries, q_heads, live)`. This policy needs none.
+    /// Takes in true attention probabilities, `(queries, q_heads, tokens)`. This policy needs none.
     fn observe(&mut self, _: &AttentionStep<'_>) -> Result<()> {
         Ok(())
     }
@@ -85,13 +95,15 @@ impl EvictionSession for Session {
         let Config { sinks, recent } = self.config;
         let oldest = cache.seen.saturating_sub(u64::from(recent));
         let stays = |position: u32| position < sinks || u64::from(position) >= oldest;
-        // `live` holds positions; a keep set holds indices into it.
+        // The cache holds positions; a keep set holds indices into them. One row serves all heads,
+        // as this policy keeps the same tokens in each.
+        let live = cache.row(0);
         let keep: Vec<u32> = (0..)
-            .zip(cache.live)
+            .zip(live)
             .filter(|(_, position)| stays(**position))
             .map(|(idx, _)| idx)
             .collect();
-        Ok(if keep.len() == cache.live.len() {
+        Ok(if keep.len() == live.len() {
             KeepSet::All
         } else {
             KeepSet::Shared(keep)
@@ -119,12 +131,14 @@ mod tests {
         let mut session = policy.session(&geometry)?;
         let plan = session.plan(&CacheView {
             seen: 6,
+            tokens: 5,
             live: &[0, 2, 3, 4, 5],
         })?;
         assert_eq!(plan, KeepSet::Shared(vec![0, 3, 4]));
         assert_eq!(
             session.plan(&CacheView {
                 seen: 6,
+                tokens: 3,
                 live: &[0, 4, 5]
             })?,
             KeepSet::All
