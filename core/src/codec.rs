@@ -46,6 +46,18 @@ pub trait Codec: Send + Sync + Debug {
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for lanes outside the declared capabilities.
     fn encode(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Vec<u8>) -> Result<()>;
 
+    /// Writes to the start of `out` what [`Codec::encode`] appends, and says how many bytes that is; `None`, as here, if it can only append.
+    ///
+    /// `out` has room for [`Codec::max_encoded_len`] bytes or more, and holds anything. Hosts that call a codec in another library or process ask
+    /// for this first: what was appended has to be copied once more, which only the fastest codecs notice.
+    ///
+    /// # Errors
+    /// As [`Codec::encode`].
+    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<Option<usize>> {
+        let _ = (lane, cx, out);
+        Ok(None)
+    }
+
     /// Fills `out`, which has exactly the length of the lane.
     ///
     /// # Errors

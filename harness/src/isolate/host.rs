@@ -191,18 +191,8 @@ impl Worker {
         self.number += 1;
         let frame = wire::frame(&Asked { number: self.number, used: std::mem::take(&mut self.used), ask })?;
         self.process.tail.clear();
-        match self.process.send(&frame, Instant::now() + self.wall) {
-            Ok(()) => self.hear(),
-            Err(lost) => Err(self.lose(&lost)),
-        }
-    }
-
-    /// Waits for the next answer to a question.
-    ///
-    /// # Errors
-    /// As [`Worker::ask`].
-    pub fn hear(&mut self) -> Result<Answer> {
-        let text = match self.process.receive(Instant::now() + self.wall) {
+        let until = Instant::now() + self.wall;
+        let text = match self.process.send(&frame, until).and_then(|()| self.process.receive(until)) {
             Ok(text) => text,
             Err(lost) => return Err(self.lose(&lost)),
         };

@@ -202,27 +202,14 @@ impl Codec for Remote {
     }
 
     fn encode(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Vec<u8>) -> Result<()> {
-        let start = out.len();
-        let encoded = self.call(|worker| {
+        self.call(|worker| {
             let (bytes, cx) = worker.put(|parts| Ok((parts.put(lane.bytes())?, Known::put(cx, parts)?)))?;
-            let mut answer = worker.ask(Ask::Encode { object: self.object, lane: Spec::of(lane.spec()), bytes, cx })?;
-            loop {
-                let (Answer::Piece(end) | Answer::Bytes(end)) = answer else { return Err(worker.strange()) };
-                let copied = out.len() - start;
-                match worker.output(end, self.most())?.get(copied..) {
-                    Some(piece) => out.extend_from_slice(piece),
-                    None => return Err(worker.strange()),
-                }
-                match answer {
-                    Answer::Piece(_) => answer = worker.hear()?,
-                    _ => return Ok(()),
-                }
+            match worker.ask(Ask::Encode { object: self.object, lane: Spec::of(lane.spec()), bytes, cx })? {
+                Answer::Bytes(len) => out.extend_from_slice(worker.output(len, self.most())?),
+                _ => return Err(worker.strange()),
             }
-        });
-        if encoded.is_err() {
-            out.truncate(start);
-        }
-        encoded
+            Ok(())
+        })
     }
 
     fn decode(&self, encoded: &[u8], lane: &LaneSpec, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {

@@ -98,11 +98,6 @@ impl Buffer {
         Ok(())
     }
 
-    /// Writes bytes at a place that is mapped.
-    pub fn write(&mut self, at: usize, bytes: &[u8]) {
-        self.map[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-
     /// Everything that is mapped.
     pub fn bytes(&self) -> &[u8] {
         &self.map

@@ -1,8 +1,7 @@
 //! What host and worker say to each other: frames of JSON; tensors and stored bytes travel in shared [buffers](super::shared).
 //!
 //! A frame is the four bytes of [`MAGIC`], whose last is the version, the length of the text as a little-endian `u32`, and the text.
-//! The host asks, the worker answers, and nothing else is ever sent; only long results come with several answers, so that the host copies
-//! one piece while the worker copies the next. The worker trusts the host; the host believes no number of the worker.
+//! The host asks, the worker answers, and nothing else is ever sent. The worker trusts the host; the host believes no number of the worker.
 
 use std::path::PathBuf;
 
@@ -114,8 +113,6 @@ pub enum Answer {
     Built(Option<Facts>),
     /// A number of bytes.
     Len(usize),
-    /// So many bytes begin the output, and there are more: another answer follows.
-    Piece(usize),
     /// So many bytes begin the output.
     Bytes(usize),
     /// An artifact of so many bytes begins the output, or nothing was learnt.

@@ -21,10 +21,6 @@ use super::Limits;
 use super::shared::{Buffer, Part};
 use super::wire::{self, Answer, Answered, Ask, Asked, Facts, Listed, SampleOf, Spec};
 
-/// Bytes of an encoded lane that are copied at a time. What the worker writes is in the cache when the host reads it, and with a processor
-/// to each, both copy at once.
-const PIECE: usize = 512 << 10;
-
 /// Serves plugins over standard input and output until standard input ends.
 ///
 /// Limits hold before `load` runs, which opens the libraries; what plugins print goes to standard error.
@@ -195,7 +191,7 @@ struct Worker {
     most: u64,
     objects: HashMap<u64, Object>,
     session: Option<Box<dyn EvictionSession>>,
-    /// What a codec appends to; kept so that its pages are.
+    /// What codecs append to that cannot write to the output; kept so that its pages are.
     encoded: Vec<u8>,
 }
 
@@ -270,7 +266,7 @@ impl Worker {
             Ask::MaxEncodedLen { object, lane: spec } => {
                 Ok(Answer::Len(self.codec(object)?.max_encoded_len(&lane(&spec)?)))
             }
-            Ask::Encode { object, lane: spec, bytes, cx } => self.encode(object, &lane(&spec)?, bytes, &cx, channel),
+            Ask::Encode { object, lane: spec, bytes, cx } => self.encode(object, &lane(&spec)?, bytes, &cx),
             Ask::Decode { object, lane: spec, bytes, cx } => {
                 let (codec, spec) = (self.codec(object)?, lane(&spec)?);
                 self.allowed(spec.byte_len())?;
@@ -329,37 +325,25 @@ impl Worker {
         }
     }
 
-    fn encode(
-        &mut self,
-        object: u64,
-        spec: &LaneSpec,
-        bytes: Part,
-        cx: &wire::Known,
-        channel: &mut Channel,
-    ) -> Result<Answer> {
+    fn encode(&mut self, object: u64, spec: &LaneSpec, bytes: Part, cx: &wire::Known) -> Result<Answer> {
         let codec = self.codec(object)?;
+        let most = codec.max_encoded_len(spec);
         let input = self.input.bytes();
         let lane = LaneRef::new(spec, wire::bytes(input, bytes)?)?;
-        self.encoded.clear();
-        cx.with(input, |cx| codec.encode(lane, cx, &mut self.encoded))?;
-        let len = self.encoded.len();
-        self.allowed(len)?;
-        let most = codec.max_encoded_len(spec);
-        if len > most {
-            let message = format!("{spec}: expected at most {most} bytes (`max_encoded_len`), got {len}");
-            return Err(Error::new(ErrorKind::WrongLength, message));
-        }
-        self.output.grow(len).map_err(io)?;
-        let mut pieces = self.encoded.chunks(PIECE).peekable();
-        let mut done = 0;
-        while let Some(piece) = pieces.next() {
-            self.output.write(done, piece);
-            done += piece.len();
-            if pieces.peek().is_some() {
-                channel.answer(Ok(Answer::Piece(done)))?;
+        if self.allowed(most).is_ok() {
+            let out = self.output.guarded(most).map_err(io)?;
+            if let Some(len) = cx.with(input, |cx| codec.encode_into(lane, cx, out.bytes))? {
+                fits(spec, most, len)?;
+                filled(out.holds())?;
+                return Ok(Answer::Bytes(len));
             }
         }
-        Ok(Answer::Bytes(len))
+        self.encoded.clear();
+        cx.with(input, |cx| codec.encode(lane, cx, &mut self.encoded))?;
+        self.allowed(self.encoded.len())?;
+        fits(spec, most, self.encoded.len())?;
+        self.output.rewrite().put(&self.encoded).map_err(io)?;
+        Ok(Answer::Bytes(self.encoded.len()))
     }
 
     fn train(&mut self, object: u64, channel: &mut Channel) -> Result<Answer> {
@@ -379,6 +363,15 @@ impl Worker {
         let lanes = wire::put_lanes(latents, &mut self.output.rewrite()).map_err(io)?;
         Ok(Answer::Lanes(Some(lanes)))
     }
+}
+
+/// Checks that a codec kept its word.
+fn fits(spec: &LaneSpec, most: usize, len: usize) -> Result<()> {
+    if len <= most {
+        return Ok(());
+    }
+    let message = format!("{spec}: expected at most {most} bytes (`max_encoded_len`), got {len}");
+    Err(Error::new(ErrorKind::WrongLength, message))
 }
 
 fn filled(guard_holds: bool) -> Result<Answer> {

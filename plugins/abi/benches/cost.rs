@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use gearbox_abi::{Host, Source, load};
 use gearbox_core::{
     AnyEntry, Capabilities, Codec, Context, Elem, ElemSet, Error, LaneRef, LaneSpec, Result, Role, Shape,
@@ -53,14 +53,15 @@ fn artifacts() -> PathBuf {
     own.ancestors().nth(2).unwrap().to_owned()
 }
 
-fn rust_library() -> PathBuf {
+fn rust_library(profile: &str, folder: &str) -> PathBuf {
     let target = artifacts().parent().unwrap().to_owned();
     let cargo = Command::new(env!("CARGO"))
-        .args(["build", "--release", "-p", "gearbox-abi", "--example", "zoo", "--target-dir"])
+        .args(["build", "--profile", profile, "-p", "gearbox-abi", "--example", "zoo", "--target-dir"])
         .arg(&target)
         .status();
     assert!(cargo.unwrap().success());
-    artifacts().join(format!("examples/{}zoo{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX))
+    let name = format!("{}zoo{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    target.join(folder).join("examples").join(name)
 }
 
 fn c_library(folder: &Path) -> PathBuf {
@@ -85,6 +86,36 @@ fn codec(path: &Path, id: &str) -> Arc<dyn Codec> {
     entry.build(&json!({})).unwrap()
 }
 
+/// Asks this program to load a library, as one that has loaded none before.
+const LOAD: &str = "--load";
+
+/// Loads a library and prints how many nanoseconds that took, and its digest then.
+fn time_load(path: &Path) {
+    let start = Instant::now();
+    let library = load(&Source::from(path), &Host::default()).unwrap();
+    let loaded = start.elapsed();
+    library.sha256().unwrap();
+    println!("{} {}", loaded.as_nanos(), (start.elapsed() - loaded).as_nanos());
+}
+
+fn loading(libraries: &[(&str, &Path)]) {
+    let mut times = vec![[const { Vec::new() }; 2]; libraries.len()];
+    for _ in 0..31 {
+        for ((_, path), times) in libraries.iter().zip(&mut times) {
+            let output = Command::new(std::env::current_exe().unwrap()).arg(LOAD).arg(path).output().unwrap();
+            let printed = String::from_utf8(output.stdout).unwrap();
+            for (time, times) in printed.split_whitespace().zip(times) {
+                times.push(time.parse().unwrap());
+            }
+        }
+    }
+    for ((name, path), [load, digest]) in libraries.iter().zip(times) {
+        let (load, digest) = (median(load) / 1e6, median(digest) / 1e6);
+        let len = std::fs::metadata(path).unwrap().len();
+        println!("load {name}: {load:.2} ms for {len} bytes, their SHA-256 {digest:.2} ms");
+    }
+}
+
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
@@ -94,13 +125,8 @@ const SIZES: [usize; 8] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 <<
 
 fn bench(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().unwrap();
-    let (rust, c) = (rust_library(), c_library(folder.path()));
-    for (name, path) in [("rust", &rust), ("c", &c)] {
-        let start = Instant::now();
-        let library = load(&Source::from(path.as_path()), &Host::default()).unwrap();
-        let len = std::fs::metadata(path).unwrap().len();
-        println!("load {name}: {:?} for {len} bytes, {} plugins", start.elapsed(), library.entries.len());
-    }
+    let (rust, c) = (rust_library("release", "release"), c_library(folder.path()));
+    loading(&[("c", &c), ("rust", &rust), ("rust, dev profile", &rust_library("dev", "debug"))]);
     let arms: [(&str, Arc<dyn Codec>); 4] = [
         ("built-in", Arc::new(BuiltIn)),
         ("rust, in place", codec(&rust, "copy")),
@@ -163,4 +189,14 @@ fn bench(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, bench);
-criterion_main!(benches);
+
+fn main() {
+    let mut arguments = std::env::args_os().skip_while(|argument| argument != LOAD).skip(1);
+    match arguments.next() {
+        Some(path) => time_load(path.as_ref()),
+        None => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

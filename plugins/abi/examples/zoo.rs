@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use gearbox_abi::{EncodeInto, Level, Output};
+use gearbox_abi::Level;
 use gearbox_core::{
     Artifact, AttentionStep, CacheGeometry, CacheView, Capabilities, Codec, Context, ElemSet, Error, ErrorKind,
     EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Plugin, Result, Retention, Sample,
@@ -53,9 +53,9 @@ fn copied(encoded: &[u8], out: &mut [u8]) -> Result<()> {
 plugin!(Copy, Nothing, "copy");
 plugin!(CopyViaVec, Nothing, "copy-via-vec");
 
-/// The same codec under both ids.
+/// The same codec under both ids; one writes in place.
 macro_rules! copy {
-    ($name:ident) => {
+    ($name:ident $($in_place:item)?) => {
         impl Codec for $name {
             fn capabilities(&self) -> Capabilities {
                 Capabilities::new(ElemSet::ALL)
@@ -74,6 +74,8 @@ macro_rules! copy {
                 Ok(())
             }
 
+            $($in_place)?
+
             fn decode(&self, encoded: &[u8], _: &LaneSpec, _: &Context<'_>, out: &mut [u8]) -> Result<()> {
                 copied(encoded, out)
             }
@@ -81,14 +83,15 @@ macro_rules! copy {
     };
 }
 
-copy!(Copy);
-copy!(CopyViaVec);
-
-impl EncodeInto for Copy {
-    fn encode_into(&self, lane: LaneRef<'_>, _: &Context<'_>, out: &mut Output<'_>) -> Result<()> {
-        out.extend_from_slice(lane.bytes())
+copy!(
+    Copy
+    fn encode_into(&self, lane: LaneRef<'_>, _: &Context<'_>, out: &mut [u8]) -> Result<Option<usize>> {
+        let lane = lane.bytes();
+        out[..lane.len()].copy_from_slice(lane);
+        Ok(Some(lane.len()))
     }
-}
+);
+copy!(CopyViaVec);
 
 /// What the odd codec does wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

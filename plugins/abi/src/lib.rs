@@ -39,7 +39,7 @@ pub mod raw;
 pub mod root;
 pub mod status;
 
-pub use guest::{EncodeInto, Level, Output, log, threads};
+pub use guest::{Level, log, threads};
 pub use load::{Abi, Host, Library, LoadError, LoadErrorKind, Log, Source, load, load_all};
 
 #[doc(hidden)]
@@ -68,10 +68,8 @@ macro_rules! export_plugins {
 
         const _: () = {
             fn plugins() -> ::std::vec::Vec<$crate::guest::Exported> {
-                #[allow(unused_imports)]
-                use $crate::guest::{InPlace as _, ViaVec as _};
                 ::std::vec![
-                    $($((&$crate::guest::Probe::<$codec>::new()).codec(),)*)?
+                    $($($crate::guest::codec::<$codec>(),)*)?
                     $($($crate::guest::transform::<$transform>(),)*)?
                     $($($crate::guest::eviction::<$eviction>(),)*)?
                 ]

@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 use std::fmt;
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, BufReader};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
 use gearbox_core::{AnyEntry, Error, ErrorKind, LibraryUse};
@@ -78,14 +79,57 @@ impl fmt::Display for Abi {
 pub struct Library {
     /// Canonical path.
     pub path: PathBuf,
-    /// SHA-256 of the file when it was loaded, 64 hexadecimal digits in lower case.
-    pub sha256: String,
     /// How it exports its plugins.
     pub abi: Abi,
     /// Version of the ABI that it was built with: major, minor.
     pub version: (u32, u32),
     /// Its plugins, in its own order; their origin is the path.
     pub entries: Vec<AnyEntry>,
+    image: Image,
+}
+
+impl Library {
+    /// SHA-256 of the file, 64 hexadecimal digits in lower case. Reading all of it takes longer than loading, so that is done when it is
+    /// first asked for; what was opened is what is read, whatever has the path by then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the file cannot be read, or was written to since it was loaded.
+    pub fn sha256(&self) -> gearbox_core::Result<&str> {
+        self.image.sha256().map_err(|reason| Error::new(ErrorKind::Io, format!("`{}`: {reason}", self.path.display())))
+    }
+}
+
+/// The file of a library, opened before it is loaded.
+#[derive(Debug)]
+struct Image {
+    file: File,
+    /// Length and time of the last change, at that moment.
+    stamp: (u64, Option<SystemTime>),
+    sha256: OnceLock<Result<String, String>>,
+}
+
+impl Image {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Self { stamp: stamp(&file.metadata()?), file, sha256: OnceLock::new() })
+    }
+
+    /// The digest, or why there is none.
+    fn sha256(&self) -> Result<&str, &str> {
+        let read = || {
+            let mut hasher = Sha256::new();
+            io::copy(&mut BufReader::with_capacity(256 << 10, &self.file), &mut hasher)?;
+            if stamp(&self.file.metadata()?) != self.stamp {
+                return Err(io::Error::other("it was written to since it was loaded"));
+            }
+            Ok(format!("{:x}", hasher.finalize()))
+        };
+        self.sha256.get_or_init(|| read().map_err(|error| error.to_string())).as_deref().map_err(String::as_str)
+    }
+}
+
+fn stamp(metadata: &Metadata) -> (u64, Option<SystemTime>) {
+    (metadata.len(), metadata.modified().ok())
 }
 
 /// A library, or a folder of libraries, to load.
@@ -251,13 +295,19 @@ fn load_file(source: &Source, host: &Host) -> Result<Arc<Library>, Failure> {
         return Err(Failure::new(LoadErrorKind::NotALibrary, "expected a shared library, got a folder"));
     }
     check_permissions(&path, host)?;
-    let sha256 = digest(&path).map_err(|error| Failure::io(&error))?;
-    if let Some(pin) = source.sha256.as_deref().filter(|pin| !pin.eq_ignore_ascii_case(&sha256)) {
-        return Err(Failure::new(LoadErrorKind::PinMismatch, format!("expected the SHA-256 {pin}, got {sha256}")));
+    let image = Image::open(&path).map_err(|error| Failure::io(&error))?;
+    if let Some(pin) = &source.sha256 {
+        let sha256 = image.sha256().map_err(|reason| Failure::new(LoadErrorKind::NotFound, reason))?;
+        if !pin.eq_ignore_ascii_case(sha256) {
+            return Err(Failure::new(LoadErrorKind::PinMismatch, format!("expected the SHA-256 {pin}, got {sha256}")));
+        }
     }
     // Held to the end, so that two threads do not load one file twice.
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = loaded.iter().find(|known| known.sha256 == sha256) {
+    let same = |known: &Library| {
+        known.image.stamp.0 == image.stamp.0 && known.image.sha256().is_ok_and(|known| image.sha256() == Ok(known))
+    };
+    if let Some(known) = loaded.iter().find(|known| same(known)) {
         return Ok(Arc::clone(known));
     }
     if loaded.iter().any(|known| known.path == path) {
@@ -267,6 +317,10 @@ fn load_file(source: &Source, host: &Host) -> Result<Arc<Library>, Failure> {
     }
     // Its constructors have run and may have started threads or registered callbacks: it is never unloaded, whatever follows.
     let opened = ManuallyDrop::new(open(&path)?);
+    // The system opens the path once more, and nobody wants the plugins or the digest of another file.
+    if !fs::metadata(&path).is_ok_and(|metadata| stamp(&metadata) == image.stamp) {
+        return Err(Failure::new(LoadErrorKind::NotALibrary, "the file was replaced while it was loaded"));
+    }
     let (abi, place) = entry_point(&path, &opened, host)?;
     // SAFETY: the entry point promises null or a library that stays as it is until the process ends.
     let (version, plugins) = unsafe { plugins(place) }?;
@@ -283,7 +337,7 @@ fn load_file(source: &Source, host: &Host) -> Result<Arc<Library>, Failure> {
         }
         entries.push(entry);
     }
-    let library = Arc::new(Library { path, sha256, abi, version, entries });
+    let library = Arc::new(Library { path, abi, version, entries, image });
     loaded.push(Arc::clone(&library));
     Ok(library)
 }
@@ -320,12 +374,6 @@ fn check_permissions(path: &Path, host: &Host) -> Result<(), Failure> {
 #[expect(clippy::unnecessary_wraps, reason = "one signature for all systems")]
 fn check_permissions(_: &Path, _: &Host) -> Result<(), Failure> {
     Ok(())
-}
-
-fn digest(path: &Path) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hasher)?;
-    Ok(format!("{:x}", hasher.finalize()))
 }
 
 #[cfg(unix)]

@@ -1,65 +1,30 @@
 //! Codecs behind the functions of the ABI.
 
 use std::ffi::c_void;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use gearbox_core::{Codec, Context, Error, Kind, LaneRef, Plugin, Pool, Result, Sample};
+use gearbox_core::{Codec, Error, ErrorKind, Kind, LaneRef, Plugin, Pool, Result, Sample};
 
-use super::{
-    Common, Exported, Output, Probe, answer, build, describe, export, give, given, guarded, pour, pour_json, take,
-};
+use super::{Common, Exported, answer, build, describe, export, give, given, guarded, pour, pour_json, take};
 use crate::convert::{self, Received, slice, slice_mut};
 use crate::raw;
-
-/// A codec that can write its output where the host wants it.
-///
-/// Optional: without it, what [`Codec::encode`] appended is copied once more. That costs one pass over the encoded bytes, which only the
-/// fastest codecs notice. [`export_plugins!`](crate::export_plugins) finds by itself whether a codec has it.
-pub trait EncodeInto: Codec {
-    /// Writes what [`Codec::encode`] appends.
-    ///
-    /// # Errors
-    /// As [`Codec::encode`].
-    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Output<'_>) -> Result<()>;
-}
 
 /// What the host holds of a codec.
 struct Object {
     codec: Arc<dyn Codec>,
-    /// The same codec, if it writes in place.
-    in_place: Option<Arc<dyn EncodeInto>>,
-    /// Buffers of those that do not.
+    /// Buffers to append to, of codecs that cannot write in place.
     buffers: Pool<Vec<u8>>,
 }
 
-/// Exports a codec that writes in place; preferred to [`ViaVec`] by the order in which methods are looked up.
-#[doc(hidden)]
-pub trait InPlace {
-    fn codec(&self) -> Exported;
-}
-
-/// Exports any codec.
-#[doc(hidden)]
-pub trait ViaVec {
-    fn codec(&self) -> Exported;
-}
-
-impl<P: Plugin + EncodeInto + 'static> InPlace for Probe<P> {
-    fn codec(&self) -> Exported {
-        exported::<P>(build_in_place::<P>)
+impl Object {
+    fn new(codec: Arc<dyn Codec>) -> Self {
+        Self { codec, buffers: Pool::default() }
     }
 }
 
-impl<P: Plugin + Codec + 'static> ViaVec for &Probe<P> {
-    fn codec(&self) -> Exported {
-        exported::<P>(build_via_vec::<P>)
-    }
-}
-
-type Build = unsafe extern "C" fn(raw::Str, *mut *mut c_void, *mut raw::ErrorText) -> i32;
-
-fn exported<P: Plugin>(build: Build) -> Exported {
+/// Exports a codec.
+#[doc(hidden)]
+pub fn codec<P: Plugin + Codec + 'static>() -> Exported {
     const TABLE: raw::CodecTable = raw::CodecTable {
         size: raw::size_of::<raw::CodecTable>(),
         max_encoded_len: Some(max_encoded_len),
@@ -68,42 +33,21 @@ fn exported<P: Plugin>(build: Build) -> Exported {
         train: Some(train),
         with_artifact: Some(with_artifact),
     };
-    let common = Common { kind: Kind::Codec, build, drop, config, capabilities };
+    let common = Common { kind: Kind::Codec, build: build_one::<P>, drop, config, capabilities };
     export(raw::Plugin { codec: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
 }
 
 // In all functions below the host upholds what `docs/ABI.md` says: pointers are valid for the call, `object` came from `build` of the same
 // plugin, output buffers are not shared. That is what their SAFETY comments call the contract of the ABI.
 
-unsafe extern "C" fn build_via_vec<P: Plugin + Codec + 'static>(
+unsafe extern "C" fn build_one<P: Plugin + Codec + 'static>(
     settings: raw::Str,
     object: *mut *mut c_void,
     error: *mut raw::ErrorText,
 ) -> i32 {
-    let work = || {
-        let wrap = |codec: P| Object { codec: Arc::new(codec), in_place: None, buffers: Pool::default() };
-        // SAFETY: the contract of the ABI.
-        unsafe { build(settings, object, wrap) }
-    };
+    let wrap = |codec: P| Object::new(Arc::new(codec));
     // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, work) }
-}
-
-unsafe extern "C" fn build_in_place<P: Plugin + EncodeInto + 'static>(
-    settings: raw::Str,
-    object: *mut *mut c_void,
-    error: *mut raw::ErrorText,
-) -> i32 {
-    let work = || {
-        let wrap = |codec: P| {
-            let codec: Arc<dyn EncodeInto> = Arc::new(codec);
-            Object { codec: Arc::<dyn EncodeInto>::clone(&codec), in_place: Some(codec), buffers: Pool::default() }
-        };
-        // SAFETY: the contract of the ABI.
-        unsafe { build(settings, object, wrap) }
-    };
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, work) }
+    unsafe { guarded(error, || build(settings, object, wrap)) }
 }
 
 unsafe extern "C" fn drop(object: *mut c_void) {
@@ -160,23 +104,25 @@ unsafe extern "C" fn encode(
         let (spec, bytes, cx) =
             unsafe { (convert::lane_spec_from(&lane.spec)?, slice(lane.data, lane.len), received.context()?) };
         let lane = LaneRef::new(&spec, bytes)?;
-        let spare: &mut [MaybeUninit<u8>] = if capacity == 0 || out.is_null() {
-            &mut []
-        } else {
-            // SAFETY: the contract of the ABI: `out` is writable for `capacity` bytes, by nobody else; its contents need not exist.
-            unsafe { std::slice::from_raw_parts_mut(out.cast(), capacity) }
-        };
-        let mut out = Output::new(spare);
-        match &object.in_place {
-            Some(codec) => codec.encode_into(lane, &cx, &mut out)?,
+        // SAFETY: the contract of the ABI: `out` is writable for `capacity` bytes, by nobody else. They come from outside of this library, so
+        // they have some value, whatever the host's own compiler may know of them.
+        let out = unsafe { slice_mut(out, capacity) };
+        let written = match object.codec.encode_into(lane, &cx, out)? {
+            Some(written) => written,
             None => object.buffers.with(Vec::new, |buffer| {
                 buffer.clear();
                 object.codec.encode(lane, &cx, buffer)?;
-                out.extend_from_slice(buffer)
+                let too_long = || {
+                    let len = buffer.len();
+                    let text = format!("expected at most {capacity} bytes (`max_encoded_len`), got {len}");
+                    Error::new(ErrorKind::WrongLength, text)
+                };
+                out.get_mut(..buffer.len()).ok_or_else(too_long)?.copy_from_slice(buffer);
+                Ok::<_, Error>(buffer.len())
             })?,
-        }
+        };
         // SAFETY: the contract of the ABI.
-        unsafe { answer(len, out.len()) }
+        unsafe { answer(len, written) }
     };
     // SAFETY: the contract of the ABI.
     unsafe { guarded(error, work) }
@@ -274,7 +220,7 @@ unsafe extern "C" fn with_artifact(
         let (object, artifact) = unsafe { (object(this)?, slice(artifact, len)) };
         match object.codec.with_artifact(artifact)? {
             // SAFETY: the contract of the ABI.
-            Some(codec) => unsafe { give(with, Object { codec, in_place: None, buffers: Pool::default() }) },
+            Some(codec) => unsafe { give(with, Object::new(codec)) },
             // SAFETY: the contract of the ABI.
             None => unsafe { answer(with, std::ptr::null_mut()) },
         }

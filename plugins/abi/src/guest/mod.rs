@@ -5,7 +5,6 @@
 
 mod codec;
 mod eviction;
-mod output;
 mod transform;
 
 use std::any::Any;
@@ -19,27 +18,14 @@ use abi_stable::prefix_type::PrefixTypeTrait;
 use gearbox_core::{Error, ErrorKind, Kind, Plugin, Result};
 use serde_json::Value;
 
-pub use codec::{EncodeInto, InPlace, ViaVec};
+pub use codec::codec;
 pub use eviction::eviction;
-pub use output::Output;
 pub use transform::transform;
 
 use crate::convert;
 use crate::raw;
 use crate::root::{Root, RootRef};
 use crate::status::{OK, report};
-
-/// A plugin type, for the choice between [`InPlace`] and [`ViaVec`].
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Probe<P>(std::marker::PhantomData<P>);
-
-impl<P> Probe<P> {
-    #[expect(clippy::new_without_default, reason = "written by a macro only")]
-    pub const fn new() -> Self {
-        Self(std::marker::PhantomData)
-    }
-}
 
 /// A plugin that is ready to be listed; it is kept until the process ends.
 #[doc(hidden)]

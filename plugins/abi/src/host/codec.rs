@@ -37,6 +37,40 @@ impl LoadedCodec {
         checked(|error| unsafe { max_encoded_len(self.object.place, lane, &raw mut len, error) })?;
         Ok(len)
     }
+
+    /// A lane for the plugin, and the bytes that it asks for to encode it.
+    fn admit(&self, lane: LaneRef<'_>, cx: &Context<'_>) -> Result<(raw::Lane, usize)> {
+        let (spec, bytes) = (lane.spec(), lane.bytes());
+        self.object.admit(spec.elem, cx)?;
+        let lane = raw::Lane { spec: convert::lane_spec(spec)?, data: bytes.as_ptr(), len: bytes.len() };
+        let capacity = self.max_len(&lane.spec).context(|| "max_encoded_len".into())?;
+        if capacity > bytes.len().saturating_mul(GROWTH).saturating_add(SLACK) {
+            let what = format!("asks for {capacity} bytes to encode {}", bytes.len());
+            return Err(self.object.plugin.fault(ErrorKind::OutOfMemory, &what));
+        }
+        Ok((lane, capacity))
+    }
+
+    /// Has the plugin encode, and returns the length.
+    ///
+    /// # Safety
+    /// `lane` is valid; `buffer` is writable for `capacity` bytes and used by nobody else.
+    unsafe fn call(&self, lane: &raw::Lane, cx: &Context<'_>, buffer: *mut u8, capacity: usize) -> Result<usize> {
+        let encode = required(self.table.encode, "encode")?;
+        let around = Around::of(cx)?;
+        let cx = around.context(cx);
+        let mut len = 0;
+        // SAFETY: the object belongs to this table. Everything pointed to lives for the call; the rest is as the caller promises.
+        checked(|error| unsafe {
+            encode(self.object.place, lane, &raw const cx, buffer, capacity, &raw mut len, error)
+        })?;
+        if len > capacity {
+            return Err(self.object.wrong_length(&format!(
+                "encode returned {len} bytes, its buffer has the {capacity} of max_encoded_len"
+            )));
+        }
+        Ok(len)
+    }
 }
 
 impl Codec for LoadedCodec {
@@ -54,42 +88,30 @@ impl Codec for LoadedCodec {
     }
 
     fn encode(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Vec<u8>) -> Result<()> {
-        let (spec, bytes) = (lane.spec(), lane.bytes());
-        self.object.admit(spec.elem, cx)?;
-        let encode = required(self.table.encode, "encode")?;
-        let lane = raw::Lane { spec: convert::lane_spec(spec)?, data: bytes.as_ptr(), len: bytes.len() };
-        let around = Around::of(cx)?;
-        let cx = around.context(cx);
-        let capacity = self.max_len(&lane.spec).context(|| "max_encoded_len".into())?;
-        if capacity > bytes.len().saturating_mul(GROWTH).saturating_add(SLACK) {
-            let what = format!("asks for {capacity} bytes to encode {}", bytes.len());
-            return Err(self.object.plugin.fault(ErrorKind::OutOfMemory, &what));
-        }
+        let (lane, capacity) = self.admit(lane, cx)?;
         if out.try_reserve(capacity + GUARD.len()).is_err() {
             return Err(Error::new(ErrorKind::OutOfMemory, format!("no memory for {capacity} bytes")));
         }
         let spare = &mut out.spare_capacity_mut()[..capacity + GUARD.len()];
         let (buffer, behind) = spare.split_at_mut(capacity);
         behind.write_copy_of_slice(&GUARD);
-        let (mut len, buffer) = (0, buffer.as_mut_ptr().cast());
-        let called = checked(|error| {
-            // SAFETY: the object belongs to this table. Everything pointed to lives for the call; `buffer` is writable for `capacity` bytes and
-            // used by nobody else.
-            unsafe { encode(self.object.place, &raw const lane, &raw const cx, buffer, capacity, &raw mut len, error) }
-        });
+        let buffer = buffer.as_mut_ptr().cast();
+        // SAFETY: the lane was made above, and the buffer is the spare capacity.
+        let encoded = unsafe { self.call(&lane, cx, buffer, capacity) };
         // SAFETY: written above, and by nobody else than the plugin since, which leaves it initialised whatever it wrote.
         let behind: &[u8] = unsafe { std::slice::from_raw_parts(buffer.add(capacity), GUARD.len()) };
         self.object.check_guard(behind, "encode")?;
-        called?;
-        if len > capacity {
-            return Err(self.object.wrong_length(&format!(
-                "encode returned {len} bytes, its buffer has the {capacity} of max_encoded_len"
-            )));
-        }
-        // SAFETY: the spare capacity has `len` bytes, compared above, and the plugin promises that it wrote them all. Whether it did cannot
-        // be seen from here; a library that breaks this could as well write anywhere.
-        unsafe { out.set_len(out.len() + len) };
+        // SAFETY: the spare capacity has as many bytes, compared in the call, and the plugin promises that it wrote them all. Whether it did
+        // cannot be seen from here; a library that breaks this could as well write anywhere.
+        unsafe { out.set_len(out.len() + encoded?) };
         Ok(())
+    }
+
+    /// Who calls this looks after what lies behind `out`.
+    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<Option<usize>> {
+        let (lane, capacity) = self.admit(lane, cx)?;
+        // SAFETY: the lane was made above, and `out` is borrowed for this call alone.
+        unsafe { self.call(&lane, cx, out.as_mut_ptr(), capacity.min(out.len())) }.map(Some)
     }
 
     fn decode(&self, encoded: &[u8], lane: &LaneSpec, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {
