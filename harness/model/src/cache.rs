@@ -90,6 +90,17 @@ impl std::fmt::Debug for Cache {
     }
 }
 
+/// Tokens per chunk where neither options nor pipeline say.
+const CHUNK: usize = 128;
+
+/// Tokens per chunk as the chunking of a pipeline says.
+pub(crate) fn chunk_tokens(pipeline: &Pipeline) -> usize {
+    match pipeline.spec().chunking {
+        Chunking::Chunked { tokens } | Chunking::ChunkedGrouped { tokens } => tokens,
+        Chunking::PerEntry | Chunking::Aggregate => CHUNK,
+    }
+}
+
 /// Appends behind a buffer that grows by an eighth: doubling would hold up to twice what is needed.
 fn append<T>(buffer: &mut Vec<T>, len: usize, items: impl Iterator<Item = T>) {
     reserve(buffer, len);
@@ -112,10 +123,7 @@ fn shrink<T>(buffer: &mut Vec<T>, row: usize) {
 impl Cache {
     pub(crate) fn new(config: &Config, options: &CacheOptions) -> Result<Self> {
         let pipeline = options.pipeline.clone();
-        let chunk = options.chunk.unwrap_or(match pipeline.as_ref().map(|pipeline| pipeline.spec().chunking) {
-            Some(Chunking::Chunked { tokens } | Chunking::ChunkedGrouped { tokens }) => tokens,
-            _ => 128,
-        });
+        let chunk = options.chunk.unwrap_or(pipeline.as_deref().map_or(CHUNK, chunk_tokens));
         for (name, value) in [("chunk", chunk), ("block", options.block)] {
             if value == 0 {
                 return Err(Error::invalid_config(format!("`{name}`: expected at least 1 token, got 0")));

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 /// The geometry of a decoder and the constants of its forward pass.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent property of the model")]
 pub struct Config {
     /// Rows of the embedding and of the head.
     pub vocab_size: usize,
@@ -284,7 +285,7 @@ fn windows(keys: &mut Reader<'_>, layers: usize, qwen: bool) -> Result<Vec<Optio
 /// Computed as the models were trained: powers in F64, rounded once to F32.
 ///
 /// # Source
-/// Su et al., *RoFormer*, 2021; scaling as in the Llama 3.1 release.
+/// Su et al., *Enhanced transformer with rotary position embedding*, 2021; scaling as in the Llama 3.1 release.
 pub(crate) fn frequencies(rope: &Rope) -> Vec<f32> {
     let half = rope.rotary_dim / 2;
     let plain = (0..half).map(|pair| rope.theta.powf(-(pair as f64) / half as f64));
@@ -314,7 +315,7 @@ mod tests {
         })
     }
 
-    fn with(change: Value) -> Result<Config> {
+    fn with(change: &Value) -> Result<Config> {
         let mut value = base();
         for (key, changed) in change.as_object().unwrap() {
             value[key] = changed.clone();
@@ -322,13 +323,13 @@ mod tests {
         Config::from_value(&value, "`config.json`")
     }
 
-    fn message(change: Value) -> String {
+    fn message(change: &Value) -> String {
         with(change).unwrap_err().to_string()
     }
 
     #[test]
     fn derives_what_is_absent() {
-        let config = with(json!({})).unwrap();
+        let config = with(&json!({})).unwrap();
         assert_eq!((config.head_dim, config.kv_heads, config.rope.theta), (6, 4, 10_000.0));
         assert_eq!((config.qkv_bias, config.output_bias, config.tied_head), (false, false, false));
         assert_eq!((config.eos, config.windows), (vec![2, 3], vec![None; 3]));
@@ -338,51 +339,51 @@ mod tests {
     fn families_differ_in_bias_and_windows() {
         let qwen =
             json!({ "model_type": "qwen2", "sliding_window": 8, "max_window_layers": 2, "use_sliding_window": false });
-        let config = with(qwen).unwrap();
+        let config = with(&qwen).unwrap();
         assert_eq!((config.qkv_bias, config.output_bias, config.windows), (true, false, vec![None; 3]));
         let qwen =
             json!({ "model_type": "qwen2", "sliding_window": 8, "max_window_layers": 2, "use_sliding_window": true });
-        assert_eq!(with(qwen).unwrap().windows, [None, None, Some(8)]);
+        assert_eq!(with(&qwen).unwrap().windows, [None, None, Some(8)]);
         let mistral = json!({ "model_type": "mistral", "sliding_window": 16 });
-        assert_eq!(with(mistral).unwrap().windows, [Some(16); 3]);
-        assert_eq!(with(json!({ "model_type": "mistral", "sliding_window": null })).unwrap().windows, [None; 3]);
+        assert_eq!(with(&mistral).unwrap().windows, [Some(16); 3]);
+        assert_eq!(with(&json!({ "model_type": "mistral", "sliding_window": null })).unwrap().windows, [None; 3]);
         let types = json!(["full_attention", "sliding_attention", "full_attention"]);
         let mixed = json!({ "model_type": "mistral", "sliding_window": 16, "layer_types": types });
-        assert_eq!(with(mixed).unwrap().windows, [None, Some(16), None]);
+        assert_eq!(with(&mixed).unwrap().windows, [None, Some(16), None]);
     }
 
     #[test]
     fn what_changes_the_result_is_refused_by_name() {
         assert_eq!(
-            message(json!({ "model_type": "gemma2" })),
+            message(&json!({ "model_type": "gemma2" })),
             "`config.json`, `model_type`: expected `llama`, `mistral` or `qwen2`, got \"gemma2\""
         );
         assert_eq!(
-            message(json!({ "hidden_act": "gelu" })),
+            message(&json!({ "hidden_act": "gelu" })),
             "`config.json`, `hidden_act`: expected \"silu\", got \"gelu\""
         );
         assert_eq!(
-            message(json!({ "num_key_value_heads": 3 })),
+            message(&json!({ "num_key_value_heads": 3 })),
             "`config.json`, `num_key_value_heads`: expected a divisor of the 4 query heads, got 3"
         );
         assert_eq!(
-            message(json!({ "vocab_size": 0 })),
+            message(&json!({ "vocab_size": 0 })),
             "`config.json`, `vocab_size`: expected a positive integer, got 0"
         );
         assert!(
-            message(json!({ "attn_logit_softcapping": 30.0 }))
+            message(&json!({ "attn_logit_softcapping": 30.0 }))
                 .contains("`attn_logit_softcapping`: expected no such key")
         );
-        assert!(message(json!({ "quantization_config": { "bits": 4 } })).contains("`quantization_config`"));
+        assert!(message(&json!({ "quantization_config": { "bits": 4 } })).contains("`quantization_config`"));
         let yarn = json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } });
         assert!(
-            message(yarn)
+            message(&yarn)
                 .starts_with("`config.json`, `rope_scaling`, `rope_type`: expected `default`, `linear` or `llama3`")
         );
         let unknown = json!({ "rope_scaling": { "type": "linear", "factor": 4.0, "beta": 1 } });
-        assert!(message(unknown).contains("`rope_scaling`, `beta`"));
-        assert!(message(json!({ "head_dim": 5 })).contains("`head_dim`: expected an even number"));
-        assert!(message(json!({ "num_attention_heads": 5 })).contains("24 channels for 5 heads"));
+        assert!(message(&unknown).contains("`rope_scaling`, `beta`"));
+        assert!(message(&json!({ "head_dim": 5 })).contains("`head_dim`: expected an even number"));
+        assert!(message(&json!({ "num_attention_heads": 5 })).contains("24 channels for 5 heads"));
     }
 
     #[test]
@@ -391,11 +392,11 @@ mod tests {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192
         });
-        let config = with(json!({ "head_dim": 128, "rope_theta": 500_000.0, "rope_scaling": scaling })).unwrap();
+        let config = with(&json!({ "head_dim": 128, "rope_theta": 500_000.0, "rope_scaling": scaling })).unwrap();
         let plain = frequencies(&Rope { scaling: RopeScaling::None, ..config.rope.clone() });
         let bent = frequencies(&config.rope);
-        assert_eq!((plain[0], bent[0]), (1.0, 1.0));
-        assert_eq!(bent[63], plain[63] / 8.0);
+        assert_eq!([plain[0], bent[0]].map(f32::to_bits), [1f32.to_bits(); 2]);
+        assert_eq!(bent[63].to_bits(), (plain[63] / 8.0).to_bits());
         // Wavelengths above 8192 tokens are scaled in full, those below 2048 not at all.
         let wavelength = |pair: usize| std::f32::consts::TAU / plain[pair];
         for pair in 0..64 {
@@ -410,7 +411,7 @@ mod tests {
             assert!(expected.contains(&ratio), "pair {pair}: {ratio}");
         }
         let newer = json!({ "rope_parameters": { "rope_type": "linear", "factor": 2.0, "rope_theta": 1e6 } });
-        let config = with(newer).unwrap();
+        let config = with(&newer).unwrap();
         assert_eq!((config.rope.theta, config.rope.scaling), (1e6, RopeScaling::Linear { factor: 2.0 }));
     }
 }

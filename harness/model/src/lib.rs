@@ -33,6 +33,7 @@ mod config;
 mod element;
 mod model;
 mod tokenizer;
+mod train;
 mod weights;
 
 pub use cache::{Cache, CacheLedger, CacheOptions, LayerBytes, LayerLedger, Timings, Usage};
@@ -42,6 +43,7 @@ pub use model::{LayerStep, Model, Probe, Step, bundled};
 pub use tokenizer::Tokenizer;
 
 /// The error of a tensor operation. Shapes are checked before, so what is left is mostly the device.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` hands it over")]
 fn from_candle(error: candle_core::Error) -> gearbox_core::Error {
     gearbox_core::Error::unsupported(format!("tensor operation: {error}"))
 }

@@ -19,7 +19,7 @@ fn logits(options: &CacheOptions, ids: &[u32], prompt: usize) -> Vec<f32> {
 }
 
 fn coded(dtype: DType, json: &str) -> CacheOptions {
-    CacheOptions { dtype, pipeline: Some(pipeline(json)), residual: 16, chunk: Some(32), block: 100 }
+    CacheOptions { dtype, pipeline: Some(pipeline(json).into()), residual: 16, chunk: Some(32), block: 100 }
 }
 
 #[test]
@@ -124,7 +124,8 @@ fn the_ledger_counts_every_byte() {
     assert!((ledger.usage.dense_average - mean).abs() < 1.0, "{ledger:?}");
 
     let json = json!({ "routes": [{ "codec": { "id": "planes" } }] }).to_string();
-    let mut coded = model().cache(&CacheOptions { pipeline: Some(pipeline(&json)), ..dense(DType::F16) }).unwrap();
+    let mut coded =
+        model().cache(&CacheOptions { pipeline: Some(pipeline(&json).into()), ..dense(DType::F16) }).unwrap();
     model().forward(&mut coded, &ids, Step::silent()).unwrap();
     let ledger = coded.ledger();
     for layer in &ledger.layers {
@@ -181,7 +182,7 @@ fn what_cannot_be_done_is_said_before_anything_is_changed() {
     model().forward(&mut cache, &[1; 2038], Step::silent()).unwrap();
 
     let front = pipeline(&json!({ "routes": [{ "layers": "0..3", "codec": { "id": "zstd" } }] }).to_string());
-    let error = model().cache(&CacheOptions { pipeline: Some(front), ..CacheOptions::default() }).unwrap_err();
+    let error = model().cache(&CacheOptions { pipeline: Some(front.into()), ..CacheOptions::default() }).unwrap_err();
     assert_eq!(error.to_string(), "no route holds layer 3, routes are 0..3");
     let error = model().cache(&CacheOptions { block: 0, ..CacheOptions::default() }).unwrap_err();
     assert_eq!(error.to_string(), "`block`: expected at least 1 token, got 0");
@@ -196,4 +197,24 @@ fn a_cache_that_failed_is_of_no_more_use() {
     assert!(error.starts_with("layer 0: key, slots 0..32: no codec for lane"), "{error}");
     let error = model().forward(&mut cache, &text(1), Step::silent()).unwrap_err();
     assert_eq!(error.to_string(), "the cache failed in an earlier step, expected a new one");
+}
+
+#[test]
+fn trained_models_are_counted_and_change_no_bit() {
+    let json = json!({ "routes": [{ "codec": { "id": "huffman", "codebook": "global" } }] }).to_string();
+    let ids = text(300);
+    let expected = logits(&CacheOptions { block: 100, ..dense(DType::F16) }, &ids, 290);
+    let mut learned = pipeline(&json);
+    model().train(&mut learned, DType::F16, &ids).unwrap();
+    let options = CacheOptions { pipeline: Some(learned.into()), ..coded(DType::F16, &json) };
+    assert!(same_bits(&logits(&options, &ids, 290), &expected));
+    let held = |options: &CacheOptions| {
+        let mut cache = model().cache(options).unwrap();
+        model().forward(&mut cache, &ids, Step::silent()).unwrap();
+        let ledger = cache.ledger();
+        (ledger.artifacts, ledger.layers.iter().map(|layer| layer.bytes.payload).sum::<u64>())
+    };
+    let (artifacts, trained) = held(&options);
+    let (none, alone) = held(&coded(DType::F16, &json));
+    assert!(artifacts > 0 && none == 0 && trained < alone, "{artifacts}, {trained}, {alone}");
 }

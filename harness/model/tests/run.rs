@@ -1,7 +1,7 @@
 //! What the tests share: the model, texts, caches.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use gearbox_core::{DType, Pipeline, PipelineSpec, Registry};
 use gearbox_model::{CacheOptions, Model};
@@ -38,9 +38,8 @@ pub fn dense(dtype: DType) -> CacheOptions {
 }
 
 /// A pipeline of built-in plugins.
-pub fn pipeline(json: &str) -> Arc<Pipeline> {
-    let spec = PipelineSpec::from_json(json).unwrap();
-    Arc::new(Pipeline::build(&spec, &Registry::built_in().unwrap()).unwrap())
+pub fn pipeline(json: &str) -> Pipeline {
+    Pipeline::build(&PipelineSpec::from_json(json).unwrap(), &Registry::built_in().unwrap()).unwrap()
 }
 
 /// Whether all floats are the same bit for bit.

@@ -254,6 +254,10 @@ fn pieces(slots: Range<usize>, chunk: usize) -> impl Iterator<Item = Range<usize
     (0..count).map(move |piece| at(piece)..at(piece + 1))
 }
 
+fn place(role: Role, slots: &Range<usize>) -> String {
+    format!("{role}, slots {}..{}", slots.start, slots.end)
+}
+
 /// What coding the chunks of one layer takes.
 struct Coding<'a> {
     spec: &'a Spec,
@@ -338,20 +342,6 @@ impl<'a> Coding<'a> {
         Ok(cx)
     }
 
-    fn place(&self, role: Role, slots: &Range<usize>) -> String {
-        format!("{role}, slots {}..{}", slots.start, slots.end)
-    }
-
-    /// Runs the work of both roles: at once, unless values look at the decoded keys.
-    fn both<T: Send>(
-        &self,
-        keys: impl FnOnce() -> Result<T> + Send,
-        values: impl FnOnce() -> Result<T> + Send,
-    ) -> Result<[T; 2]> {
-        let (keys, values) = rayon::join(keys, values);
-        Ok([keys?, values?])
-    }
-
     fn decode_role(
         &self,
         role: Role,
@@ -363,7 +353,7 @@ impl<'a> Coding<'a> {
         let out = ChunkMut::new(self.spec.shape(slots.len()), self.spec.dtype, out)?;
         let coder = self.coders[role as usize];
         let decoded = coder.decode(stored.coded[role as usize].lanes(), &cx, &Limits::default(), out);
-        decoded.context(|| self.place(role, slots))
+        decoded.context(|| place(role, slots))
     }
 
     /// Decodes a chunk; `history` holds all slots before it if a coder looks at them.
@@ -376,11 +366,11 @@ impl<'a> Coding<'a> {
             self.decode_role(Role::Key, chunk, (&facts, key_history, None), key)?;
             return self.decode_role(Role::Value, chunk, (&facts, value_history, Some(key)), value);
         }
-        self.both(
+        let (keys, values) = rayon::join(
             || self.decode_role(Role::Key, chunk, (&facts, key_history, None), key),
             || self.decode_role(Role::Value, chunk, (&facts, value_history, None), value),
-        )?;
-        Ok(())
+        );
+        keys.and(values)
     }
 
     fn encode_role(
@@ -400,7 +390,7 @@ impl<'a> Coding<'a> {
             let cx = self.context(role, facts, history, peer)?;
             coder.encode(Chunk::new(self.spec.shape(slots.len()), self.spec.dtype, bytes)?, &cx, &mut encoded)
         };
-        work().context(|| self.place(role, slots))?;
+        work().context(|| place(role, slots))?;
         // Without the capacity that growing left.
         Ok(encoded.clone())
     }
@@ -410,11 +400,11 @@ impl<'a> Coding<'a> {
         let facts = self.facts(slots);
         let seq = slots.len();
         if !self.uses.peer {
-            let coded = self.both(
+            let (keys, values) = rayon::join(
                 || self.encode_role(Role::Key, slots, (&facts, before[0], None), key),
                 || self.encode_role(Role::Value, slots, (&facts, before[1], None), value),
-            )?;
-            return Ok(Stored { seq, coded });
+            );
+            return Ok(Stored { seq, coded: [keys?, values?] });
         }
         let coded = self.encode_role(Role::Key, slots, (&facts, before[0], None), key)?;
         let mut stored = Stored { seq, coded: [coded, EncodedChunk::default()] };
@@ -458,8 +448,8 @@ mod tests {
     fn pieces_are_even_and_cover_the_run() {
         let cut = |slots, chunk| pieces(slots, chunk).collect::<Vec<_>>();
         assert!(cut(3..3, 4).is_empty());
-        assert_eq!(cut(3..7, 4), [3..7]);
         assert_eq!(cut(3..9, 4), [3..6, 6..9]);
+        assert_eq!(cut(3..11, 4), [3..7, 7..11]);
         assert_eq!(cut(0..9, 4), [0..3, 3..6, 6..9]);
     }
 }

@@ -56,8 +56,10 @@ struct ThinConfig {
     note: String,
 }
 
-/// What sessions were shown: note, positions, probabilities.
-static SHOWN: Mutex<Vec<(String, Vec<u32>, Vec<f32>)>> = Mutex::new(Vec::new());
+/// What a session was shown: note, positions, probabilities.
+type Shown = (String, Vec<u32>, Vec<f32>);
+
+static SHOWN: Mutex<Vec<Shown>> = Mutex::new(Vec::new());
 
 impl Plugin for Thin {
     const ID: &'static str = "test-thin";
