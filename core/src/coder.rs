@@ -45,8 +45,8 @@ pub struct EncodedChunk {
 const LANE_HEADER: usize = 17;
 
 impl EncodedChunk {
-    /// Bytes that it takes in a container, about.
-    fn stored_len(&self) -> usize {
+    /// Bytes that it takes in a container, about: its lanes and their headers.
+    pub fn stored_len(&self) -> usize {
         self.bytes.len() + self.lanes.len() * LANE_HEADER
     }
 

@@ -33,7 +33,7 @@ pub use pipeline::{
     ChunkPlan, Chunking, CodecSpec, LayerRange, Pipeline, PipelineSpec, PluginSpec, RoleSpec, RouteSpec, Span,
 };
 pub use plugin::{Capabilities, Context, Needs, Plugin, Pool};
-pub use registry::{AnyEntry, Entry, Kind, LibraryUse, PluginUse, Registration, Registry};
+pub use registry::{AnyEntry, Entry, Kind, LibraryUse, NameLibrary, PluginUse, Registration, Registry};
 pub use tensor::{Chunk, ChunkMut, DType, Role, Rope, RopePairing, RopeScaling, Shape, Stage};
 pub use transform::{Bound, LossyTransform};
 

@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::coder::ChunkCoder;
 use crate::{
-    Artifact, Codec, DType, Entry, Error, LossyTransform, Needs, PluginUse, Registry, Result, ResultExt, Role, Sample,
-    config,
+    Artifact, Codec, DType, Entry, Error, EvictionPolicy, LossyTransform, Needs, PluginUse, Registry, Result, ResultExt,
+    Role, Sample, config,
 };
 
 /// A pipeline as it is written down.
@@ -429,7 +429,7 @@ struct Slot {
 #[derive(Clone, Debug)]
 struct Route {
     layers: LayerRange,
-    evicts: bool,
+    policy: Option<Arc<dyn EvictionPolicy>>,
     coders: [ChunkCoder; 2],
 }
 
@@ -506,22 +506,42 @@ impl Pipeline {
         &self.name
     }
 
-    /// What codes this layer and role.
+    /// What codes this layer and role in a container.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if no route holds the layer, or if its route evicts tokens.
     pub fn coder(&self, layer: u32, role: Role) -> Result<&ChunkCoder> {
-        let route = self.routes.iter().find(|route| route.layers.contains(layer)).ok_or_else(|| {
-            let held: Vec<_> = self.routes.iter().map(|route| route.layers.to_string()).collect();
-            Error::unsupported(format!("no route holds layer {layer}, routes are {}", held.join(", ")))
-        })?;
-        if route.evicts {
+        let route = self.route(layer)?;
+        if route.policy.is_some() {
             return Err(Error::unsupported(format!(
                 "layers {}: eviction cannot be written to a container yet",
                 route.layers
             )));
         }
         Ok(&route.coders[role as usize])
+    }
+
+    /// What codes this layer and role in a cache that knows itself which tokens are left.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if no route holds the layer.
+    pub fn live_coder(&self, layer: u32, role: Role) -> Result<&ChunkCoder> {
+        Ok(&self.route(layer)?.coders[role as usize])
+    }
+
+    /// What decides which tokens of this layer stay, if its route names a policy.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if no route holds the layer.
+    pub fn policy(&self, layer: u32) -> Result<Option<&dyn EvictionPolicy>> {
+        Ok(self.route(layer)?.policy.as_deref())
+    }
+
+    fn route(&self, layer: u32) -> Result<&Route> {
+        self.routes.iter().find(|route| route.layers.contains(layer)).ok_or_else(|| {
+            let held: Vec<_> = self.routes.iter().map(|route| route.layers.to_string()).collect();
+            Error::unsupported(format!("no route holds layer {layer}, routes are {}", held.join(", ")))
+        })
     }
 
     /// What the pipeline does to keys and values with so many channels per head: pipelines that do the same give equal specs.
@@ -638,12 +658,14 @@ type Lanes = BTreeMap<String, usize>;
 impl Builder<'_> {
     fn route(&mut self, spec: &RouteSpec, pointer: &str) -> Result<(Route, RouteSpec)> {
         let mut resolved = RouteSpec { layers: spec.layers, ..RouteSpec::default() };
+        let mut policy = None;
         if let Some(evict) = &spec.evict {
             let entry = self.registry.eviction(&evict.id);
             let entry = entry.context(|| format!("`{pointer}/evict/id`"))?;
-            let policy = build(entry, evict, &format!("{pointer}/evict"))?;
-            self.plugins.push(entry.as_use());
-            resolved.evict = Some(PluginSpec::resolved(&entry.id, policy.config()));
+            let built = build(entry, evict, &format!("{pointer}/evict"))?;
+            self.plugins.push(entry.as_use()?);
+            resolved.evict = Some(PluginSpec::resolved(&entry.id, built.config()));
+            policy = Some(built);
         }
         let shared_codec = match &spec.codec {
             Some(codec) => Some(self.codec(codec, &format!("{pointer}/codec"))?),
@@ -692,7 +714,7 @@ impl Builder<'_> {
             }
         }
         let coders = coders.try_into().unwrap_or_else(|_| unreachable!("one coder per role"));
-        Ok((Route { layers: spec.layers, evicts: spec.evict.is_some(), coders }, resolved))
+        Ok((Route { layers: spec.layers, policy, coders }, resolved))
     }
 
     fn codec(&mut self, spec: &CodecSpec, pointer: &str) -> Result<(Lanes, CodecSpec)> {
@@ -718,7 +740,7 @@ impl Builder<'_> {
         let entry = self.registry.codec(&plugin.id).context(|| format!("`{pointer}/id`"))?;
         let codec = build(entry, plugin, pointer)?;
         let resolved = PluginSpec::resolved(&entry.id, codec.config());
-        self.plugins.push(entry.as_use());
+        self.plugins.push(entry.as_use()?);
         self.slots.push(Slot { pointer: pointer.to_owned(), codec, artifact: None });
         Ok((self.slots.len() - 1, resolved))
     }
@@ -731,7 +753,7 @@ impl Builder<'_> {
             let entry = self.registry.transform(&plugin.id).context(|| format!("`{pointer}/id`"))?;
             let transform = build(entry, plugin, &pointer)?;
             specs.push(PluginSpec::resolved(&entry.id, transform.config()));
-            self.plugins.push(entry.as_use());
+            self.plugins.push(entry.as_use()?);
             built.push(transform);
         }
         Ok((built, specs))

@@ -58,6 +58,9 @@ impl fmt::Display for LibraryUse {
     }
 }
 
+/// Names a library. Its digest takes longer than loading it, so that is done when somebody asks.
+pub type NameLibrary = Arc<dyn Fn() -> Result<LibraryUse> + Send + Sync>;
+
 /// Builds a plugin from checked settings.
 type Build<T> = Arc<dyn Fn(&Value) -> Result<Arc<T>> + Send + Sync>;
 
@@ -87,8 +90,8 @@ pub struct Entry<T: ?Sized> {
     pub schema: Value,
     /// Where it comes from: the crate of a built-in, the path of a loaded library.
     pub origin: String,
-    /// The library that it was loaded from; none for a built-in.
-    pub library: Option<LibraryUse>,
+    /// Names the library that it was loaded from; none for a built-in.
+    pub library: Option<NameLibrary>,
     /// Builds it from settings that passed the schema.
     pub build: Build<T>,
 }
@@ -138,8 +141,12 @@ impl<T: ?Sized> Entry<T> {
     }
 
     /// What a container says of it.
-    pub fn as_use(&self) -> PluginUse {
-        PluginUse { id: self.id.clone(), format_version: self.format_version, library: self.library.clone() }
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if its library cannot be read any more.
+    pub fn as_use(&self) -> Result<PluginUse> {
+        let library = self.library.as_ref().map(|name| name()).transpose()?;
+        Ok(PluginUse { id: self.id.clone(), format_version: self.format_version, library })
     }
 
     /// Builds the plugin from settings, after checking them against its schema.
@@ -259,13 +266,16 @@ impl AnyEntry {
         each!(self, entry => &entry.origin)
     }
 
-    /// The library that it was loaded from; none for a built-in.
-    pub fn library(&self) -> Option<&LibraryUse> {
-        each!(self, entry => entry.library.as_ref())
+    /// Whether it was loaded from a library.
+    pub fn is_loaded(&self) -> bool {
+        each!(self, entry => entry.library.is_some())
     }
 
     /// What a container says of it.
-    pub fn as_use(&self) -> PluginUse {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if its library cannot be read any more.
+    pub fn as_use(&self) -> Result<PluginUse> {
         each!(self, entry => entry.as_use())
     }
 

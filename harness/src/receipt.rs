@@ -1,6 +1,6 @@
 //! The receipt of a run: what is needed to reproduce its rows.
 
-use gearbox_core::{AnyEntry, PluginUse, Registry};
+use gearbox_core::{AnyEntry, PluginUse, Registry, Result};
 use serde::Serialize;
 
 /// What a result depends on besides its input and its pipeline.
@@ -20,14 +20,17 @@ pub struct Receipt {
 
 impl Receipt {
     /// The receipt of the running process.
-    pub fn new(registry: &Registry) -> Self {
-        Self {
-            plugins: registry.entries().map(AnyEntry::as_use).collect(),
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if the library of a loaded plugin cannot be read any more.
+    pub fn new(registry: &Registry) -> Result<Self> {
+        Ok(Self {
+            plugins: registry.entries().map(AnyEntry::as_use).collect::<Result<_>>()?,
             version: env!("CARGO_PKG_VERSION"),
             commit: option_env!("GEARBOX_COMMIT"),
             cpu_features: cpu_features(),
             threads: rayon::current_num_threads(),
-        }
+        })
     }
 }
 

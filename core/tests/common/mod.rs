@@ -260,7 +260,8 @@ pub fn loaded(id: &str) -> Registry {
         if let AnyEntry::Codec(codec) = &mut entry
             && codec.id == id
         {
-            codec.library = Some(library.clone());
+            let library = library.clone();
+            codec.library = Some(Arc::new(move || Ok(library.clone())));
         }
         loaded.insert(entry).unwrap();
     }

@@ -59,7 +59,7 @@ impl BenchArgs {
         let peak = bench::peak_resident_bytes();
         if json {
             report::print_json(&json!({
-                "receipt": Receipt::new(registry), "repeats": self.repeats, "measured_bytes": input.bytes(),
+                "receipt": Receipt::new(registry)?, "repeats": self.repeats, "measured_bytes": input.bytes(),
                 "peak_resident_bytes": peak, "rows": rows,
             }))?;
             return Ok(status);

@@ -82,11 +82,12 @@ fn open_with_pipeline(path: &Path, registry: &Registry) -> Result<(Container<Fil
             _ => error,
         })?;
         for plugin in &container.header().plugins {
-            let here = registry.get(&plugin.id)?.library();
-            if here != plugin.library.as_ref() {
-                let name =
-                    |library: Option<&LibraryUse>| library.map_or("this program".to_owned(), ToString::to_string);
-                let (then, now) = (name(plugin.library.as_ref()), name(here));
+            let here = registry.get(&plugin.id)?.as_use()?.library;
+            if here != plugin.library {
+                let name = |library: &Option<LibraryUse>| {
+                    library.as_ref().map_or("this program".to_owned(), ToString::to_string)
+                };
+                let (then, now) = (name(&plugin.library), name(&here));
                 tracing::warn!("`{}`: `{}` was written by {then}, and is read by {now}", path.display(), plugin.id);
             }
         }

@@ -4,6 +4,8 @@ mod bench;
 mod container;
 mod dump;
 mod evict;
+#[cfg(feature = "model")]
+mod model;
 mod plugin;
 mod sweep;
 mod worker;
@@ -80,6 +82,10 @@ enum Command {
     /// Show, check and convert dumps
     #[command(subcommand)]
     Dump(dump::DumpCommand),
+    /// Run a real model: capture dumps, measure quality and speed through a compressed cache
+    #[cfg(feature = "model")]
+    #[command(subcommand)]
+    Model(model::ModelCommand),
     /// Run an experiment of the reference, with its flags, files and columns
     #[command(subcommand)]
     Exp(exp::ExpCommand),
@@ -165,6 +171,8 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Evict(args) => args.run(&load.registry()?, json),
         Command::Plugin(command) => command.run(&load, json),
         Command::Dump(command) => command.run(json),
+        #[cfg(feature = "model")]
+        Command::Model(command) => command.run(&load, json),
         Command::Exp(command) => command.run(&load.registry()?, json),
         Command::Worker(_) => unreachable!("it has run"),
         Command::Completions { shell } => {

@@ -106,7 +106,7 @@ impl BenchLatencyArgs {
         let summaries = summaries(&timed);
         if json {
             report::print_json(&json!({
-                "receipt": Receipt::new(registry), "mode": self.mode.id(), "zstd_level": self.zstd_level, "iters": self.iters,
+                "receipt": Receipt::new(registry)?, "mode": self.mode.id(), "zstd_level": self.zstd_level, "iters": self.iters,
                 "reference": reference, "summaries": summaries, "entries": timed,
             }))?;
             return Ok(status);

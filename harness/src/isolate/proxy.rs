@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use gearbox_core::{
     AnyEntry, Artifact, AttentionStep, Bound, CacheGeometry, CacheView, Capabilities, Chunk, ChunkMut, Codec, Context,
-    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, Result,
-    Retention, Role, Sample,
+    Entry, Error, EvictionPolicy, EvictionSession, KeepSet, LaneRef, LaneSpec, Latents, LossyTransform, NameLibrary,
+    Result, Retention, Role, Sample,
 };
 use serde_json::Value;
 
@@ -52,11 +52,17 @@ impl Isolation {
     /// The entry with objects that forward every call to workers, which must know a plugin with its id.
     #[must_use]
     pub fn isolated(&self, entry: &AnyEntry) -> AnyEntry {
-        let listed = Listed::of(entry);
+        let listed = Listed::of(entry, None);
         match entry {
-            AnyEntry::Codec(_) => AnyEntry::Codec(self.entry(listed, Self::codec)),
-            AnyEntry::Transform(_) => AnyEntry::Transform(self.entry(listed, Self::transform)),
-            AnyEntry::Eviction(_) => AnyEntry::Eviction(self.entry(listed, Self::eviction)),
+            AnyEntry::Codec(known) => {
+                AnyEntry::Codec(Entry { library: known.library.clone(), ..self.entry(listed, Self::codec) })
+            }
+            AnyEntry::Transform(known) => {
+                AnyEntry::Transform(Entry { library: known.library.clone(), ..self.entry(listed, Self::transform) })
+            }
+            AnyEntry::Eviction(known) => {
+                AnyEntry::Eviction(Entry { library: known.library.clone(), ..self.entry(listed, Self::eviction) })
+            }
         }
     }
 
@@ -67,6 +73,7 @@ impl Isolation {
             let built = Remote::build(Arc::clone(&pool), &name, settings.clone(), Arc::new(Vec::new()))?;
             built.map(erase).ok_or_else(|| Error::unsupported("it was not built"))
         });
+        let library = library.map(|library| -> NameLibrary { Arc::new(move || Ok(library.clone())) });
         Entry { id, aliases, summary, source, format_version, schema, origin, library, build }
     }
 

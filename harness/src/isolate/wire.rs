@@ -146,7 +146,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    pub fn of(entry: &AnyEntry) -> Self {
+    pub fn of(entry: &AnyEntry, library: Option<LibraryUse>) -> Self {
         Self {
             kind: entry.kind().to_string(),
             id: entry.id().to_owned(),
@@ -156,7 +156,7 @@ impl Listed {
             format_version: entry.format_version(),
             schema: entry.schema().clone(),
             origin: entry.origin().to_owned(),
-            library: entry.library().cloned(),
+            library,
         }
     }
 }

@@ -251,7 +251,10 @@ impl Worker {
         match ask {
             Ask::Open { .. } => Err(confused("its buffers already")),
             Ask::Sample(_) => Err(confused("asked for no sample")),
-            Ask::List => Ok(Answer::List(self.registry()?.entries().map(Listed::of).collect())),
+            Ask::List => {
+                let listed = |entry: &AnyEntry| Ok(Listed::of(entry, entry.as_use()?.library));
+                Ok(Answer::List(self.registry()?.entries().map(listed).collect::<Result<_>>()?))
+            }
             Ask::Build { object, id, settings, artifacts, forget } => {
                 for object in forget {
                     self.objects.remove(&object);

@@ -92,7 +92,7 @@ impl<'a> Labels<'a> {
             return &self.checked[idx].1;
         }
         let refuted = match self.registry.get(&plugin.id) {
-            Ok(entry) if entry.library().is_some() => refute(entry, plugin),
+            Ok(entry) if entry.is_loaded() => refute(entry, plugin),
             _ => Vec::new(),
         };
         self.checked.push((plugin.clone(), refuted));

@@ -349,7 +349,7 @@ impl<'a> Plan<'a> {
         let (mut rows, refuted) = (runner.rows, runner.labels.refuted());
         pareto::mark(&mut rows);
         let dumps = dumps.into_iter().map(|opened| opened.facts).collect();
-        let receipt = Receipt::new(self.registry);
+        let receipt = Receipt::new(self.registry)?;
         let Self { search, gate, gate_required, .. } = self;
         Ok(Sweep { receipt, gate, gate_required, dumps, canaries, rows, same, refuted, search, found })
     }

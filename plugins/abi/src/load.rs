@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use abi_stable::library::{LibHeader, LibraryError, lib_header_from_path};
-use gearbox_core::{AnyEntry, Error, ErrorKind, LibraryUse};
+use gearbox_core::{AnyEntry, Error, ErrorKind, LibraryUse, NameLibrary};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -85,7 +85,7 @@ pub struct Library {
     pub version: (u32, u32),
     /// Its plugins, in its own order; their origin is the path.
     pub entries: Vec<AnyEntry>,
-    image: Image,
+    image: Arc<Image>,
 }
 
 impl Library {
@@ -95,7 +95,7 @@ impl Library {
     /// # Errors
     /// [`ErrorKind::Io`] if the file cannot be read, or was written to since it was loaded.
     pub fn sha256(&self) -> gearbox_core::Result<&str> {
-        self.image.sha256().map_err(|reason| Error::new(ErrorKind::Io, format!("`{}`: {reason}", self.path.display())))
+        self.image.named_sha256(&self.path)
     }
 }
 
@@ -112,6 +112,10 @@ impl Image {
     fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self { stamp: stamp(&file.metadata()?), file, sha256: OnceLock::new() })
+    }
+
+    fn named_sha256(&self, path: &Path) -> gearbox_core::Result<&str> {
+        self.sha256().map_err(|reason| Error::new(ErrorKind::Io, format!("`{}`: {reason}", path.display())))
     }
 
     /// The digest, or why there is none.
@@ -325,8 +329,12 @@ fn load_file(source: &Source, host: &Host) -> Result<Arc<Library>, Failure> {
     // SAFETY: the entry point promises null or a library that stays as it is until the process ends.
     let (version, plugins) = unsafe { plugins(place) }?;
     let origin = path.display().to_string();
-    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let library = LibraryUse { file, sha256: sha256.clone() };
+    let image = Arc::new(image);
+    let library: NameLibrary = {
+        let (path, image) = (path.clone(), Arc::clone(&image));
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Arc::new(move || Ok(LibraryUse { file: file.clone(), sha256: image.named_sha256(&path)?.to_owned() }))
+    };
     let mut entries: Vec<AnyEntry> = Vec::new();
     for (idx, place) in plugins.iter().enumerate() {
         // SAFETY: as above, for every plugin.
@@ -532,7 +540,7 @@ unsafe fn plugins(place: *const raw::Library) -> Result<((u32, u32), &'static [*
 unsafe fn entry(
     place: *const raw::Plugin,
     origin: &str,
-    library: &LibraryUse,
+    library: &NameLibrary,
     host: &Host,
 ) -> Result<AnyEntry, String> {
     // SAFETY: as the caller promises.
@@ -561,7 +569,7 @@ unsafe fn entry(
     if let Some(missing) = missing(&table, &functions) {
         return Err(name(format!("its function `{missing}` is null")));
     }
-    let (origin, library) = (origin.to_owned(), library.clone());
+    let (origin, library) = (origin.to_owned(), Arc::clone(library));
     let loaded = Loaded { table, functions, id: id.clone(), origin: origin.clone(), guarded: host.guarded };
     let format_version = table.format_version;
     Ok(loaded.entry(Described { aliases, summary, source, schema, id, origin, library, format_version }))

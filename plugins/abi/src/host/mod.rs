@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use gearbox_core::{
-    AnyEntry, Capabilities, Context, Entry, Error, ErrorKind, Kind, LibraryUse, Needs, Result, ResultExt,
+    AnyEntry, Capabilities, Context, Entry, Error, ErrorKind, Kind, NameLibrary, Needs, Result, ResultExt,
 };
 use serde_json::Value;
 
@@ -84,7 +84,7 @@ pub(crate) struct Described {
     pub(crate) schema: Value,
     pub(crate) id: String,
     pub(crate) origin: String,
-    pub(crate) library: LibraryUse,
+    pub(crate) library: NameLibrary,
     pub(crate) format_version: u32,
 }
 
