@@ -93,10 +93,41 @@ impl LossyTransform for Dotted {
     }
 }
 
+/// Keeps everything.
+#[derive(Debug)]
+struct Keeps;
+
+impl Plugin for Keeps {
+    const ID: &'static str = "keeps";
+    const SUMMARY: &'static str = "keeps everything, for tests";
+    const SOURCE: &'static str = "own work";
+    const FORMAT_VERSION: u32 = 1;
+    type Config = common::NoSettings;
+
+    fn new(_: common::NoSettings) -> Result<Self> {
+        Ok(Self)
+    }
+}
+
+impl EvictionPolicy for Keeps {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(ElemSet::ALL)
+    }
+
+    fn config(&self) -> Value {
+        serde_json::json!({})
+    }
+
+    fn session(&self, _: &CacheGeometry) -> Result<Box<dyn EvictionSession>> {
+        Err(Error::unsupported("a policy for the tests of pipelines"))
+    }
+}
+
 fn registry() -> Registry {
     let mut registry = common::registry();
     registry.insert(AnyEntry::Codec(Entry::of::<Levels>("tests", |p| Arc::new(p)))).unwrap();
     registry.insert(AnyEntry::Transform(Entry::of::<Dotted>("tests", |p| Arc::new(p)))).unwrap();
+    registry.insert(AnyEntry::Eviction(Entry::of::<Keeps>("tests", |p| Arc::new(p)))).unwrap();
     registry
 }
 
@@ -147,6 +178,21 @@ fn layer_without_route_is_named() {
         (error.kind(), error.to_string().as_str()),
         (ErrorKind::Unsupported, "no route holds layer 2, routes are 0..2")
     );
+}
+
+#[test]
+fn route_that_evicts_is_for_caches_not_for_containers() {
+    let spec = PipelineSpec::from_json(
+        r#"{ "routes": [{ "layers": "0..2", "codec": { "id": "runs" } },
+            { "layers": "2..4", "evict": { "id": "keeps" }, "codec": { "id": "runs" } }] }"#,
+    )
+    .unwrap();
+    let pipeline = Pipeline::build(&spec, &registry()).unwrap();
+    assert!(pipeline.policy(1).unwrap().is_none() && pipeline.policy(2).unwrap().is_some());
+    assert!(pipeline.coder(1, Role::Key).is_ok() && pipeline.live_coder(2, Role::Key).is_ok());
+    let error = pipeline.coder(2, Role::Key).unwrap_err().to_string();
+    assert_eq!(error, "layers 2..4: eviction cannot be written to a container yet");
+    assert_eq!(pipeline.policy(4).unwrap_err().to_string(), "no route holds layer 4, routes are 0..2, 2..4");
 }
 
 #[test]

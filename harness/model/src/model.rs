@@ -254,7 +254,7 @@ impl Model {
                 Logits::Last if idx + 1 < blocks => Logits::None,
                 wanted => wanted,
             };
-            let (start, before) = (Instant::now(), cache.timings().total_ns() - cache.timings().rest_ns);
+            let (start, before) = (Instant::now(), cache.timings().cache_ns());
             cache.begin(block)?;
             if let Some(new) = self.block(cache, block, wanted, &mut step.probe)? {
                 logits.extend(values(&new)?);

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Capabilities, DType, ElemSet, EvictionPolicy, EvictionSession, KeepSet,
-    Pipeline, PipelineSpec, Plugin, Registry, Result, Rope, RopePairing, RopeScaling, register_eviction,
+    AttentionStep, CacheGeometry, CacheView, Capabilities, Codec, Context, DType, ElemSet, EvictionPolicy,
+    EvictionSession, KeepSet, LaneRef, LaneSpec, Needs, Pipeline, PipelineSpec, Plugin, Registry, Result, Role, Rope,
+    RopePairing, RopeScaling, register_codec, register_eviction,
 };
 use gearbox_plugins as _;
 use schemars::JsonSchema;
@@ -125,14 +126,77 @@ impl EvictionSession for ThinSession {
 
 register_eviction!(Thin);
 
-/// Numbers without order from -1.5 to 1.5.
+/// Codes F32 whose low halves are zero, mixed with everything around the chunk: decoding is wrong unless it sees the same.
+#[derive(Debug)]
+struct Around;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct AroundConfig {}
+
+impl Around {
+    fn pad(cx: &Context<'_>) -> u8 {
+        let chunks = [cx.peer, cx.history].into_iter().flatten();
+        let bytes = chunks.flat_map(|chunk| chunk.bytes().iter().copied());
+        let ids = [cx.tokens, cx.history_tokens].into_iter().flatten().flatten().map(|id| *id as u8);
+        let facts = [u8::from(cx.rope.is_some()), cx.first_token as u8, cx.role as u8];
+        bytes.chain(ids).chain(facts).fold(1, |pad, byte| pad.wrapping_mul(31).wrapping_add(byte))
+    }
+}
+
+impl Plugin for Around {
+    const ID: &'static str = "test-around";
+    const SUMMARY: &'static str = "looks at everything";
+    const SOURCE: &'static str = "own work";
+    const FORMAT_VERSION: u32 = 1;
+    type Config = AroundConfig;
+
+    fn new(_: AroundConfig) -> Result<Self> {
+        Ok(Self)
+    }
+}
+
+impl Codec for Around {
+    fn capabilities(&self) -> Capabilities {
+        let needs = Needs { peer: true, history: true, ..Needs::NONE };
+        Capabilities { needs, wants: Needs { tokens: true, rope: true, ..needs }, ..Capabilities::new(ElemSet::ALL) }
+    }
+
+    fn config(&self) -> Value {
+        json!({})
+    }
+
+    fn max_encoded_len(&self, lane: &LaneSpec) -> usize {
+        lane.byte_len()
+    }
+
+    fn encode(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut Vec<u8>) -> Result<()> {
+        assert_eq!((cx.history.is_some(), cx.peer.is_some()), (true, cx.role == Role::Value));
+        for element in lane.bytes().chunks(4) {
+            assert_eq!(element[..2], [0, 0]);
+            out.extend(element[2..].iter().map(|byte| byte ^ Self::pad(cx)));
+        }
+        Ok(())
+    }
+
+    fn decode(&self, encoded: &[u8], _: &LaneSpec, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {
+        for (element, encoded) in out.chunks_mut(4).zip(encoded.chunks(2)) {
+            element.copy_from_slice(&[0, 0, encoded[0] ^ Self::pad(cx), encoded[1] ^ Self::pad(cx)]);
+        }
+        Ok(())
+    }
+}
+
+register_codec!(Around);
+
+/// Multiples of 1/32 without order from -1.5 to 1.5.
 struct Noise(u32);
 
 impl Noise {
     fn take(&mut self, count: usize) -> Vec<f32> {
         let mut next = || {
             self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (self.0 >> 8) as f32 / 16_777_216.0 * 3.0 - 1.5
+            ((self.0 >> 8) % 97) as f32 / 32.0 - 1.5
         };
         (0..count).map(|_| next()).collect()
     }
@@ -302,9 +366,21 @@ fn heads_may_keep_different_tokens() {
 
 #[test]
 fn plugins_that_look_around_code_chunks_with_gaps() {
-    let token_ref = json!({ "routes": [{
-        "evict": thin(3, false), "transforms": [{ "id": "token-ref" }], "codec": { "id": "planes" } }] });
-    Pair::new(Some(token_ref), DType::F16, None).run();
+    for evict in [None, Some(thin(0, false)), Some(thin(3, false)), Some(thin(3, true))] {
+        let mut pair = Pair::new(Some(coded(&json!({ "id": "test-around" }), evict.clone())), DType::F32, None);
+        pair.run();
+        let bytes = pair.cache.ledger().layers[0].bytes;
+        // 114 or 23 to 26 tokens of 64 bytes; chunks take half.
+        assert!(
+            bytes.payload > 0 && bytes.payload + bytes.tail < if evict.is_none() { 4500 } else { 26 * 64 },
+            "{bytes:?}"
+        );
+        let mut route = json!({ "transforms": [{ "id": "token-ref" }], "codec": { "*": { "id": "zstd" } } });
+        if let Some(evict) = evict {
+            route["evict"] = evict;
+        }
+        Pair::new(Some(json!({ "routes": [route] })), DType::F16, None).run();
+    }
 }
 
 #[test]
