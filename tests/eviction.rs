@@ -36,7 +36,7 @@ fn without_eviction_attention_is_exact() {
 #[test]
 fn scores_are_better_than_chance_on_a_long_prompt() {
     for ratio in [2.0, 4.0] {
-        let settings = json!({ "target_ratio": ratio });
+        let settings = json!({ "target_ratio": ratio, "recent_fraction": 0.25 });
         let Some(random) = replayed("random", &settings, "demo_prompt_2048_1") else { return };
         for id in ["h2o", "snapkv"] {
             let Some(found) = replayed(id, &settings, "demo_prompt_2048_1") else { return };

@@ -83,7 +83,7 @@ impl Attention {
         if self == Self::Broken {
             let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX];
             let at = query as usize + head;
-            for (idx, weight) in out[start..].iter_mut().enumerate().filter(|(idx, _)| (idx + at) % 5 == 0) {
+            for (idx, weight) in out[start..].iter_mut().enumerate().filter(|(idx, _)| (idx + at).is_multiple_of(5)) {
                 *weight = strange[(idx + at) / 5 % strange.len()];
             }
         }

@@ -71,10 +71,16 @@ impl Recent {
 
     fn of(self, budget: u64) -> u64 {
         match self {
-            Self::Fraction(fraction) => (fraction * budget as f64).floor() as u64,
+            Self::Fraction(fraction) => tokens(fraction * budget as f64),
             Self::Tokens(tokens) => tokens.into(),
         }
     }
+}
+
+/// Whole tokens, rounded down.
+#[expect(clippy::cast_sign_loss, reason = "no count is negative")]
+fn tokens(count: f64) -> u64 {
+    count.floor() as u64
 }
 
 fn both(one: &str, other: &str) -> Error {
@@ -109,7 +115,7 @@ impl Most {
             Self::Ratio(ratio) => seen as f64 * share / ratio,
             Self::Tokens(tokens) => f64::from(tokens) * share,
         };
-        (most.floor() as u64).clamp(1, seen.max(1))
+        tokens(most).clamp(1, seen.max(1))
     }
 }
 
@@ -149,8 +155,8 @@ impl Budget {
         let auto = match (most, budget.needed()) {
             // With a fixed number of recent tokens a small ratio has to be named, not silently put off.
             (Most::Ratio(ratio), Some(needed)) if matches!(wishes.recent, Recent::Fraction(_)) => {
-                let needed = (needed as f64 * ratio).ceil();
-                if needed <= f64::from(u32::MAX) { MIN_TOKENS.max(needed as u32) } else { MIN_TOKENS }
+                u32::try_from(tokens((needed as f64 * ratio).ceil()))
+                    .map_or(MIN_TOKENS, |needed| needed.max(MIN_TOKENS))
             }
             _ => MIN_TOKENS,
         };
@@ -189,7 +195,7 @@ impl Budget {
         let sinks = u64::from(self.sinks);
         let needed = match self.recent {
             Recent::Tokens(tokens) => sinks + u64::from(tokens),
-            Recent::Fraction(fraction) if fraction < 1.0 => (sinks as f64 / (1.0 - fraction)).ceil() as u64,
+            Recent::Fraction(fraction) if fraction < 1.0 => tokens((sinks as f64 / (1.0 - fraction)).ceil()),
             Recent::Fraction(_) if sinks == 0 => 0,
             Recent::Fraction(_) => return None,
         };
@@ -244,7 +250,7 @@ impl Budget {
     /// What is promised of a layer.
     pub(crate) fn retention(&self, geometry: &CacheGeometry, seen: u64) -> Retention {
         let layer = self.layer(geometry).ok().flatten();
-        layer.and_then(|budget| budget.at(seen)).map_or(Retention::default(), |at| at.retention())
+        layer.and_then(|budget| budget.at(seen)).map_or(Retention::default(), Allowance::retention)
     }
 }
 

@@ -5,7 +5,7 @@
 //! long ago and does no more keeps its place, and a token that is needed late and was never looked at is gone.
 //!
 //! Differences to the paper: the sum there favours old tokens, which more queries saw, so the mean is the default (`score: "sum"` is the
-//! paper's); query heads that share a KV head are taken together as `group` says; the recent part of the budget is 1/4 and not 1/2.
+//! paper's); query heads that share a KV head are taken together as `group` says.
 //!
 //! `mode: "reference"` follows the runtime of the reference, rule by rule: see [`reference`](crate::reference). It has settings and
 //! defaults of its own:
@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | `block_tokens` | 1 | 64 |
 //! | `sinks` | 4 | 32 |
-//! | recent tokens | `recent_fraction` 0.25 or `recent_tokens` | `recent_tokens` 256 |
+//! | recent tokens | `recent_fraction` 0.5 or `recent_tokens` | `recent_tokens` 256 |
 //! | tokens kept | `target_ratio` 3 or `budget_tokens`, of tokens seen | `target_ratio` 3 or `kept_fraction`, of tokens held |
 //! | `min_tokens` | 64, of tokens seen | 512, of tokens held |
 //! | `layers` | `..` | `2..` |
@@ -134,7 +134,7 @@ impl Config {
     fn by_attention(&mut self) -> Result<By> {
         self.only(&["kept_fraction", "ema", "update_interval"])?;
         Ok(By::Default {
-            budget: self.budget(4, 0.25)?,
+            budget: self.budget(4, 0.5)?,
             block: *self.block_tokens.get_or_insert(1),
             group: *self.group.get_or_insert_default(),
             score: *self.score.get_or_insert_default(),

@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | `target_ratio` | 3 | tokens seen ÷ tokens kept, at least; or `budget_tokens`, a number of tokens that are kept at most |
 //! | `sinks` | 4 (`tova` 0) | first tokens of the sequence that stay |
-//! | `recent_fraction` | 0.25 (`tova` 0) | part of the budget that is the last tokens; or `recent_tokens`. `window` has neither, as all of its budget is |
+//! | `recent_fraction` | 0.25 (`h2o` 0.5, `tova` 0) | part of the budget that is the last tokens; or `recent_tokens`. `window` has neither, as all of its budget is |
 //! | `min_tokens` | 64 | nothing is evicted while fewer tokens were seen |
 //! | `margin_tokens` | 0 | tokens that are evicted beyond what the budget demands, so that it happens less often |
 //! | `layers` | `..` | layers that evict |

@@ -46,9 +46,10 @@ fn trials() -> impl Strategy<Value = Trial> {
             if id != "window" {
                 settings["recent_tokens"] = json!(2);
             }
-            match by_ratio {
-                true => settings["target_ratio"] = json!(20.0 / f64::from(budget.min(20))),
-                false => settings["budget_tokens"] = json!(budget),
+            if by_ratio {
+                settings["target_ratio"] = json!(20.0 / f64::from(budget));
+            } else {
+                settings["budget_tokens"] = json!(budget);
             }
             let geometry = CacheGeometry { layer: 1, layers: 3, q_heads: kv_heads * group, kv_heads, dim: 4 };
             Trial { id, settings, geometry, steps, probabilities }

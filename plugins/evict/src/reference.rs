@@ -89,6 +89,7 @@ impl Rules {
             Keep::Ratio(ratio) => 1.0 / ratio.max(1.0),
             Keep::Fraction(fraction) => fraction.clamp(0.0, 1.0),
         };
+        #[expect(clippy::cast_sign_loss, reason = "a ratio is not negative")]
         let target = ((ratio * tokens as f32).ceil() as usize).min(tokens).max(1);
         let dominated = floor >= target;
         let kept = if dominated { floor } else { tokens.min(floor + (target - floor).next_multiple_of(block)) };
@@ -98,7 +99,9 @@ impl Rules {
         others.sort_by(|a, b| score(*b).total_cmp(&score(*a)).then(a.cmp(b)));
         // Only the last block can be shorter, and that one is recent.
         others.truncate((kept - floor).div_ceil(block));
-        others.into_iter().for_each(|idx| stays[idx] = true);
+        for idx in others {
+            stays[idx] = true;
+        }
         let mut runs: Vec<(usize, usize)> = Vec::new();
         for idx in (0..blocks).filter(|idx| stays[*idx]) {
             match runs.last_mut() {

@@ -54,7 +54,9 @@ pub(crate) fn together(
     }
     if how == Group::Mean {
         let scale = 1.0 / count.max(1) as f32;
-        out.iter_mut().for_each(|probability| *probability *= scale);
+        for probability in out {
+            *probability *= scale;
+        }
     }
 }
 

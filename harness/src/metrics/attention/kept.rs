@@ -225,7 +225,9 @@ impl WithSimd for Block<'_> {
             matrix.resize(count * dim, 0.0);
         }
         add_outputs(value.finite, full, width, &queries, &value.original, outputs);
-        add_outputs(value.finite, changes, width, &queries, &value.original, errors);
+        if masses.iter().zip(&queries).any(|(mass, query)| mass.is_some_and(|(_, held)| held < query.live)) {
+            add_outputs(value.finite, changes, width, &queries, &value.original, errors);
+        }
         let mut sums = KeptSums { queries: count as u64, ..KeptSums::default() };
         let squares = |vector: &[f64]| vector.iter().map(|number| number * number).sum::<f64>();
         let vectors = outputs.chunks_exact(dim).zip(errors.chunks_exact(dim));
