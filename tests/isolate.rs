@@ -332,15 +332,19 @@ fn many_threads_call_at_once() {
     });
 }
 
-/// Around the pieces in which long lanes come back.
+/// Around the sizes at which the shared buffers grow, from a codec that appends and one that writes in place.
 #[test]
 fn long_lanes_come_back_whole() {
-    let remote = codec(&there(tight()), "store", &json!({}));
-    for len in [(512 << 10) - 1, 512 << 10, (512 << 10) + 1, 1 << 20, 3_000_001] {
-        let spec = LaneSpec::new("codes", Elem::U8, Shape::flat(len));
-        let lane = bytes(len);
-        assert!(encode(remote.as_ref(), &spec, &lane, &CX).unwrap() == lane, "{len}");
-        assert!(decode(remote.as_ref(), &lane, &spec, &CX).unwrap() == lane, "{len}");
+    let (here, there) = (here(), there(tight()));
+    for (id, settings) in [("store", json!({})), ("hostile-codec", json!({ "at": "encode_into" }))] {
+        let [local, remote] = [&here, &there].map(|registry| codec(registry, id, &settings));
+        for len in [0, (1 << 20) - 65, (1 << 20) - 64, (1 << 20) - 63, 1 << 20, 3_000_001] {
+            let spec = LaneSpec::new("codes", Elem::U8, Shape::flat(len));
+            let lane = bytes(len);
+            let encoded = encode(local.as_ref(), &spec, &lane, &CX).unwrap();
+            assert!(encode(remote.as_ref(), &spec, &lane, &CX).unwrap() == encoded, "{id} {len}");
+            assert!(decode(remote.as_ref(), &encoded, &spec, &CX).unwrap() == lane, "{id} {len}");
+        }
     }
 }
 
@@ -437,6 +441,7 @@ fn a_panic_in_any_callback_is_named() {
         "config",
         "max_encoded_len",
         "encode",
+        "encode_into",
         "decode",
         "train",
         "sample",
@@ -471,6 +476,8 @@ fn crashes_are_named_by_their_signal() {
 fn lengths_that_are_wrong_are_named() {
     let there = there(tight());
     ends(&there, "encode", "longer", "wrong-length", "expected at most 4196 bytes (`max_encoded_len`), got 4");
+    ends(&there, "encode_into", "claim", "wrong-length", "expected at most 4196 bytes (`max_encoded_len`), got 4197");
+    ends(&there, "encode_into", "overwrite", "wrong-length", "behind the end");
     ends(&there, "decode", "overwrite", "wrong-length", "behind the end");
     let small = self::there(Limits { output_bytes: 150, ..tight() });
     let error = deed(&small, "encode", "longer").unwrap_err();

@@ -104,6 +104,52 @@ fn new_rust_eviction_policy_decides() {
     rust_project(Kind::Eviction);
 }
 
+/// A program that loads a library and has its first codec code a lane.
+const HOST: &str = r#"
+use gearbox_abi::{Host, Source, load};
+use gearbox_core::{AnyEntry, Context, Elem, ErrorKind, LaneRef, LaneSpec, Role, Shape};
+
+fn main() {
+    let path = std::env::args().nth(1).unwrap();
+    let library = load(&Source::from(path), &Host::default()).unwrap();
+    let [AnyEntry::Codec(entry)] = &*library.entries else { panic!("expected one codec") };
+    let codec = entry.build(&serde_json::json!({})).unwrap();
+    let (spec, cx) = (LaneSpec::new("tensor", Elem::F16, Shape::new(9, 2, 8)), Context::new(0, Role::Key, 0));
+    let lane: Vec<u8> = (0..spec.byte_len()).map(|byte| (byte / 7) as u8).collect();
+    let (mut encoded, mut decoded) = (Vec::new(), vec![0; lane.len()]);
+    codec.encode(LaneRef::new(&spec, &lane).unwrap(), &cx, &mut encoded).unwrap();
+    codec.decode(&encoded, &spec, &cx, &mut decoded).unwrap();
+    assert_eq!(decoded, lane);
+    let error = codec.decode(&encoded[..1], &spec, &cx, &mut decoded).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+"#;
+
+#[test]
+fn libraries_of_one_profile_work_in_programs_of_the_other() {
+    let parent = tempdir().unwrap();
+    let folder = parent.path().join("project");
+    scaffold::create(&folder, "profiles", Kind::Codec, Language::Rust).unwrap();
+    prepare(&folder);
+    std::fs::create_dir(folder.join("examples")).unwrap();
+    std::fs::write(folder.join("examples/host.rs"), HOST).unwrap();
+    for profile in ["dev", "release"] {
+        succeeds(in_project(env!("CARGO"), &folder).args([
+            "build",
+            "--lib",
+            "--example",
+            "host",
+            "--profile",
+            profile,
+        ]));
+    }
+    let library = format!("{}gearbox_plugin_profiles{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    for (host, guest) in [("debug", "release"), ("release", "debug")] {
+        let program = folder.join("target").join(host).join("examples/host");
+        succeeds(Command::new(program).arg(folder.join("target").join(guest).join(&library)));
+    }
+}
+
 /// Whether the programs that C projects need are there; says so if not.
 fn has_make() -> bool {
     let found = Command::new("make").arg("--version").output().is_ok();

@@ -83,6 +83,12 @@ fn leave() {
     std::process::exit(0)
 }
 
+/// Writes one byte behind the end, without `unsafe` and as rude.
+fn overwrite(out: &[u8]) {
+    let memory = std::fs::File::options().write(true).open("/proc/self/mem").unwrap();
+    memory.write_all_at(&[1], (out.as_ptr().addr() + out.len()) as u64).unwrap();
+}
+
 #[expect(unconditional_recursion, reason = "the stack is to end")]
 fn deep(depth: u64) -> u64 {
     let here = std::hint::black_box([depth; 512]);
@@ -171,12 +177,25 @@ impl Codec for HostileCodec {
         Ok(())
     }
 
+    /// Only if a deed is asked for here.
+    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<Option<usize>> {
+        if self.config.at != "encode_into" {
+            return Ok(None);
+        }
+        self.config.at("encode_into");
+        let mut encoded = Vec::new();
+        self.encode(lane, cx, &mut encoded)?;
+        out[..encoded.len()].copy_from_slice(&encoded);
+        if self.config.is("overwrite") {
+            overwrite(out);
+        }
+        Ok(Some(if self.config.is("claim") { out.len() + 1 } else { encoded.len() }))
+    }
+
     fn decode(&self, encoded: &[u8], _: &LaneSpec, cx: &Context<'_>, out: &mut [u8]) -> Result<()> {
         self.config.at("decode");
         if self.config.is("overwrite") {
-            // One byte behind the end, without `unsafe` and as rude.
-            let memory = std::fs::File::options().write(true).open("/proc/self/mem").unwrap();
-            memory.write_all_at(&[1], (out.as_ptr().addr() + out.len()) as u64).unwrap();
+            overwrite(out);
         }
         let head = [told(cx).as_bytes(), &self.artifact].concat();
         let lane = encoded.strip_prefix(&head[..]).filter(|lane| lane.len() == out.len());

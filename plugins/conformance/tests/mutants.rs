@@ -18,6 +18,7 @@ enum Fault {
     QuietsNan,
     PanicsOnEmpty,
     ClearsOut,
+    DiffersInPlace,
     BoundTooSmall,
     BoundOverflows,
     SkipsZeros,
@@ -108,6 +109,19 @@ impl Codec for Mutant {
             out.push(self.calls.fetch_add(1, Ordering::Relaxed));
         }
         Ok(())
+    }
+
+    fn encode_into(&self, lane: LaneRef<'_>, cx: &Context<'_>, out: &mut [u8]) -> Result<Option<usize>> {
+        if !matches!(self.fault, None | DiffersInPlace) {
+            return Ok(Option::None);
+        }
+        let mut encoded = Vec::new();
+        self.encode(lane, cx, &mut encoded)?;
+        out[..encoded.len()].copy_from_slice(&encoded);
+        if self.is(DiffersInPlace) {
+            out[0] ^= 1;
+        }
+        Ok(Some(encoded.len()))
     }
 
     fn decode(&self, encoded: &[u8], lane: &LaneSpec, _: &Context<'_>, out: &mut [u8]) -> Result<()> {
@@ -201,11 +215,12 @@ fn sound_codec_passes_everything() {
 #[test]
 fn every_fault_is_found_by_its_property() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let expected: [(Fault, Property); 23] = [
+    let expected: [(Fault, Property); 24] = [
         (WrongAtOneShape, codec::round_trip_is_exact_over_shapes),
         (QuietsNan, codec::round_trip_is_exact_over_data),
         (PanicsOnEmpty, codec::empty_lanes_round_trip),
         (ClearsOut, codec::encode_appends),
+        (DiffersInPlace, codec::encode_appends),
         (BoundTooSmall, codec::max_encoded_len_holds),
         (BoundOverflows, codec::max_encoded_len_holds),
         (SkipsZeros, codec::decode_fills_every_byte),

@@ -10,7 +10,7 @@ use crate::data::{Case, DataKind, GUESSED, PARTS, WHOLE, elements, lane_spec};
 /// Element counts 1, 40 and 1032, none of them a power of two above 1.
 const SHAPES: [Shape; 3] = [Shape::new(1, 1, 1), Shape::new(5, 2, 4), Shape::new(43, 2, 12)];
 
-/// Encode leaves what is in `out` alone, and appends the same bytes whatever is there.
+/// Encode leaves what is in `out` alone, and appends the same bytes whatever is there; a codec that writes in place writes them too.
 pub fn encode_appends(entry: &Entry<dyn Codec>, settings: &Value) -> Outcome {
     Outcome::of("encode_appends", |cases| {
         let subject = Subject::new(entry, settings)?;
@@ -34,7 +34,19 @@ pub fn encode_appends(entry: &Entry<dyn Codec>, settings: &Value) -> Outcome {
                         }
                         trial.compare(&trial.decode(&*subject.codec, appended)?)?;
                     }
-                    Ok(())
+                    let mut room = vec![0x5A; subject.codec.max_encoded_len(&trial.case.spec)];
+                    let written = trial
+                        .lane()
+                        .and_then(|lane| subject.codec.encode_into(lane, &trial.context(), &mut room))
+                        .map_err(|error| format!("encode_into fails: {error}"))?;
+                    match written.map(|len| room.get(..len).ok_or(len)) {
+                        None => Ok(()),
+                        Some(Ok(written)) if subject.deterministic && written != alone => {
+                            Err("encode_into writes other bytes than encode appends".to_owned())
+                        }
+                        Some(Ok(written)) => trial.compare(&trial.decode(&*subject.codec, written)?),
+                        Some(Err(len)) => Err(format!("encode_into wrote {len} bytes to a buffer of {}", room.len())),
+                    }
                 })?;
             }
         }
