@@ -6,6 +6,7 @@ mod containers;
 mod engine;
 mod golden_bitstream;
 mod golden_gear;
+mod golden_h2o;
 mod golden_lossy;
 mod golden_offline;
 mod isolate;

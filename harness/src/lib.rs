@@ -13,6 +13,7 @@ pub mod isolate;
 pub mod loading;
 pub mod metrics;
 pub mod pipelines;
+pub mod prompts;
 pub mod receipt;
 pub mod report;
 pub mod sample;

@@ -17,6 +17,7 @@ use tracing::Level;
 use crate::dump::Dump;
 use crate::isolate::Limits;
 use crate::loading::LoadArgs;
+use crate::prompts::PromptsArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{exp, report, sample};
@@ -78,6 +79,8 @@ enum Command {
     /// Show, check and convert dumps
     #[command(subcommand)]
     Dump(dump::DumpCommand),
+    /// Write prompt files of wanted lengths in tokens from a corpus
+    Prompts(PromptsArgs),
     /// Run an experiment of the reference, with its flags, files and columns
     #[command(subcommand)]
     Exp(exp::ExpCommand),
@@ -168,6 +171,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Bench(args) => args.run(&registry, json),
         Command::Plugin(command) => command.run(&registry, &load, json),
         Command::Dump(command) => command.run(json),
+        Command::Prompts(args) => args.run(json),
         Command::Exp(command) => command.run(&registry, json),
         Command::Worker(_) => unreachable!("it has run"),
         Command::Completions { shell } => {
