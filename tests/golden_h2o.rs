@@ -95,7 +95,7 @@ fn full_eval_gives_the_summary_of_its_steps() {
     // The rows are enough, and both kinds of chunks have a summary.
     fs::remove_dir_all(folder.path().join("logs")).unwrap();
     let mut both = target("1.25");
-    both[10] = "both";
+    [both[7], both[8], both[10]] = ["128", "16", "both"];
     run(&[&both[..], &["--overwrite"]].concat(), 1);
     for name in ["summary_chunked.md", "summary_grouped.md", "offline_lossless_online.json"] {
         assert!(folder.path().join(name).is_file(), "{name}");

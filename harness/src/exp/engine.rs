@@ -49,13 +49,11 @@ impl Engine {
     /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if this program does not know where it is.
     pub fn new(external: Option<&Path>, subcommand: &'static str, timeout: TimeoutArgs) -> Result<Self> {
         let timeout = (timeout.timeout > 0).then(|| Duration::from_secs(timeout.timeout));
-        Ok(match external {
-            Some(program) => Self { program: program.to_path_buf(), subcommand: None, timeout },
-            None => {
-                let program = std::env::current_exe().map_err(|error| Error::io("this program", &error))?;
-                Self { program, subcommand: Some(subcommand), timeout }
-            }
-        })
+        if let Some(program) = external {
+            return Ok(Self { program: program.to_path_buf(), subcommand: None, timeout });
+        }
+        let program = std::env::current_exe().map_err(|error| Error::io("this program", &error))?;
+        Ok(Self { program, subcommand: Some(subcommand), timeout })
     }
 
     /// The program, before its arguments.
@@ -161,17 +159,17 @@ mod tests {
 
     #[test]
     fn engine_that_hangs_is_ended_with_what_it_started() {
-        let start = Instant::now();
+        let began = Instant::now();
         let ended = run("sleep 600 & echo $!; wait", 1);
-        assert!(start.elapsed() < Duration::from_secs(60));
+        assert!(began.elapsed() < Duration::from_mins(1));
         assert!(ended.error().unwrap().starts_with("the engine took longer than 1 s and was ended"));
         if !std::io::stdin().is_terminal() {
             let child = ended.stdout.trim();
             // A process that is gone, or that waits for its parent to notice.
             let gone = (0..100).any(|_| {
                 std::thread::sleep(LOOK);
-                let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-                stat.is_empty() || stat.contains(") Z ")
+                let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+                state.is_empty() || state.contains(") Z ")
             });
             assert!(gone, "{child} still runs");
         }

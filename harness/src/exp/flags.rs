@@ -9,7 +9,7 @@ use gearbox_core::{Error, Result};
 ///
 /// # Errors
 /// What is wrong with them.
-pub(crate) fn parse<A: Args>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<A, clap::Error> {
+pub(super) fn parse<A: Args>(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<A, clap::Error> {
     #[derive(Parser)]
     struct Line<A: Args> {
         #[command(flatten)]

@@ -26,6 +26,7 @@ use crate::status::Status;
 with its exit status. Only dumps of this run id are converted and measured; with --skip-demo and no run id, all. With --json every step prints
 its own document."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct PipelineArgs {
     /// Name of this run [default: the time in UTC]
     #[arg(long, value_name = "NAME", default_value = "auto")]
@@ -87,7 +88,7 @@ struct DemoArgs {
     /// Dumps are named after it, the run and their prompt file
     #[arg(long, value_name = "NAME", default_value = "demo")]
     run_prefix: String,
-    /// Log of the engine's runs [default: llm_demo_runs.jsonl beside the results]
+    /// Log of the engine's runs [default: `llm_demo_runs.jsonl` beside the results]
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
     /// More environment of the engine; may be repeated
@@ -155,7 +156,7 @@ impl PipelineArgs {
     /// What the steps report.
     pub fn run(&self, registry: &Registry, json: bool) -> Result<Status> {
         let names = self.names()?;
-        self.announce(&names, json)?;
+        Self::announce(&names, json)?;
         let steps: [(bool, &dyn Fn() -> Result<Status>); 4] = [
             (!self.prompts.corpus.is_empty(), &|| self.make_prompts(&names, json)),
             (!self.skip_demo, &|| self.decode(&names, json)),
@@ -183,7 +184,7 @@ impl PipelineArgs {
         Ok(Names { run_id, prefix, prompts, out, log, is_scoped: !(is_auto && self.skip_demo) })
     }
 
-    fn announce(&self, names: &Names, json: bool) -> Result<()> {
+    fn announce(names: &Names, json: bool) -> Result<()> {
         let Names { run_id, prefix, prompts, out, log, .. } = names;
         if json {
             return report::print_json(&json!({

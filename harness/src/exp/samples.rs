@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gearbox_core::{Chunk, DType, Shape, Stage};
 
-pub(crate) use super::flags::parse;
+use super::flags;
 use crate::dump::{NewEntry, write_reference_entry};
 
 /// The generator of the reference's check vectors.
@@ -40,4 +40,9 @@ pub(crate) fn write_run(dump: &Path, run: &str, dtype: DType) {
         let entry = NewEntry::new(run, 0, start, stage, key, value);
         write_reference_entry(&dump.join(run).join("layer_0"), &entry, false).unwrap();
     }
+}
+
+/// The flags of an experiment as the command line reads them.
+pub(crate) fn parse<A: clap::Args>(arguments: &[&str]) -> Result<A, clap::Error> {
+    flags::parse(arguments)
 }

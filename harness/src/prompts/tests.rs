@@ -43,7 +43,7 @@ const APPROX: [&str; 5] = ["--tokenizer", "approx", "--min-piece-chars", "1", "-
 #[test]
 fn prompts_join_pieces_and_meet_their_length() {
     let folder = tempfile::tempdir().unwrap();
-    let corpus: String = (0..20).map(|i| format!("p{i} one two\nthree four\n\n")).collect();
+    let corpus = (0..20).map(|i| format!("p{i} one two\nthree four")).collect::<Vec<_>>().join("\n\n");
     let flags = [&APPROX[..], &["2", "--targets", "7,10"]].concat();
     let (status, texts, records) = run(folder.path(), &corpus, &flags).unwrap();
     assert_eq!((status, texts.len()), (Status::Pass, 4));

@@ -44,7 +44,7 @@ pub struct AnalyzeArgs {
     /// Revision of text and gates
     #[arg(long, value_enum, default_value_t = Kit::V3)]
     kit: Kit,
-    /// File for the summary; its folder is created if needed [default: exp/h2o_<KIT>/out/summary.md]
+    /// File for the summary; its folder is created if needed [default: `exp/h2o_<KIT>/out/summary.md`]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Replace an existing summary
@@ -223,18 +223,20 @@ impl AnalyzeArgs {
             Figure::Total => format!("- total ratio: {:.4}\n", figures.total[row]),
             Figure::Decode => format!("- decode tps: {:.2}\n", figures.decode.values[row]),
         };
-        let bests: [(&str, &[f64], [Figure; 6]); 3] = {
+        let bests: [(&str, &[f64], &[Figure]); 3] = {
             use Figure::{Decode, Keep, Lossless, Lossy, Runtime, Total};
             [
-                ("Lossy Ratio", &figures.lossy.values, [Lossy, Keep, Lossless, Runtime, Total, Decode]),
-                ("Decode TPS", &figures.decode.values, [Decode, Keep, Lossy, Lossless, Runtime, Total]),
-                ("Total Ratio", &figures.total, [Total, Lossy, Keep, Lossless, Runtime, Decode]),
+                ("Lossy Ratio", &figures.lossy.values, &[Lossy, Keep, Lossless, Runtime, Total, Decode]),
+                ("Decode TPS", &figures.decode.values, &[Decode, Keep, Lossy, Lossless, Runtime, Total]),
+                ("Total Ratio", &figures.total, &[Total, Lossy, Lossless, Runtime, Decode]),
             ]
         };
         for (title, values, items) in bests {
             let row = best(values);
             push(&mut text, format_args!("\n## Best {title}\n\n"));
-            items.into_iter().for_each(|figure| text.push_str(&item(figure, row)));
+            for figure in items {
+                text.push_str(&item(*figure, row));
+            }
             push(&mut text, format_args!("- log: `{}`\n", rows.log(row)));
         }
 

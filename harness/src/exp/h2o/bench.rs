@@ -65,7 +65,7 @@ struct EngineArgs {
     /// Config of the model, to which the swept keys are added
     #[arg(long, value_name = "FILE")]
     base_config: PathBuf,
-    /// Folder for the results; created if needed [default: exp/h2o_<KIT>/out]
+    /// Folder for the results; created if needed [default: `exp/h2o_<KIT>/out`]
     #[arg(long, value_name = "DIR")]
     out_dir: Option<PathBuf>,
     /// What the engine computes on

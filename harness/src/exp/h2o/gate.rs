@@ -15,6 +15,7 @@ use crate::exp::text::push;
 
 /// What the engine must reach beside the two ratios.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(super) struct GateArgs {
     /// Decoded tokens per second without eviction; 0 judges no speed (kit v3 on)
     #[arg(long, value_name = "TPS", default_value_t = 0.0)]

@@ -15,6 +15,7 @@ use crate::exp::text::Float;
 /// A sweep: every combination of its lists, the last list varying fastest.
 #[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "keys of the engine's config")]
 pub struct Preset {
     /// Revision whose defaults hold and whose keys are written
     #[arg(long, value_enum, default_value_t = Self::default().kit)]
@@ -276,7 +277,7 @@ impl Preset {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) for unknown keys and values out of range, with the file and the
     /// JSON pointer; [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if it is no JSON.
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         let at = |error: Error| error.context(format!("`{}`", path.display()));
         let value: Value =
