@@ -46,10 +46,14 @@ impl Engine {
     /// An external program, or a subcommand of this one.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if this program does not know where it is.
+    /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if the program does not exist, or if this one does not know where it is.
     pub fn new(external: Option<&Path>, subcommand: &'static str, timeout: TimeoutArgs) -> Result<Self> {
         let timeout = (timeout.timeout > 0).then(|| Duration::from_secs(timeout.timeout));
         if let Some(program) = external {
+            // A bare name is looked up when it is started.
+            if program.components().count() > 1 {
+                std::fs::metadata(program).map_err(|error| Error::io(program, &error))?;
+            }
             return Ok(Self { program: program.to_path_buf(), subcommand: None, timeout });
         }
         let program = std::env::current_exe().map_err(|error| Error::io("this program", &error))?;
@@ -108,7 +112,7 @@ impl Engine {
 }
 
 impl Ended {
-    /// Why the run does not count, if it does not: how it ended, with the last line that it printed.
+    /// Why the run does not count, if it does not: how it ended, with the last line that it printed, or that speaks of an error.
     pub fn error(&self) -> Option<String> {
         let how = match (self.timed_out, self.code) {
             (Some(timeout), _) => format!("took longer than {} s and was ended", timeout.as_secs()),
@@ -116,8 +120,10 @@ impl Ended {
             (None, code) if code < 0 => format!("ended by signal {}", -code),
             (None, code) => format!("ended with exit status {code}"),
         };
-        let last = |text: &str| text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(ToOwned::to_owned);
-        Some(match last(&self.stderr).or_else(|| last(&self.stdout)) {
+        let lines =
+            || self.stdout.lines().chain(self.stderr.lines()).rev().map(str::trim).filter(|line| !line.is_empty());
+        let error = lines().find(|line| line.to_lowercase().contains("error"));
+        Some(match error.or_else(|| lines().next()) {
             Some(line) => format!("the engine {how}: {line}"),
             None => format!("the engine {how}"),
         })
@@ -151,6 +157,10 @@ mod tests {
             (0, None, "out\n", "err\n")
         );
         let ended = run("echo bad model >&2; echo; exit 3", 60);
+        assert_eq!(
+            run("echo 'Error: x' >&2; echo see >&2; exit 2", 60).error().unwrap(),
+            "the engine ended with exit status 2: Error: x"
+        );
         assert_eq!(ended.error().unwrap(), "the engine ended with exit status 3: bad model");
         let ended = run("kill -SEGV $$", 60);
         assert_eq!((ended.code, ended.error().unwrap().as_str()), (-11, "the engine ended by signal 11"));
@@ -177,8 +187,9 @@ mod tests {
 
     #[test]
     fn program_that_does_not_exist_is_an_error() {
-        let engine = Engine::new(Some(Path::new("/no/such/engine")), "", TimeoutArgs { timeout: 1 }).unwrap();
-        let error = engine.run(engine.command()).unwrap_err().to_string();
-        assert!(error.starts_with("`/no/such/engine`: "), "{error}");
+        let engine = |name: &str| Engine::new(Some(Path::new(name)), "", TimeoutArgs { timeout: 1 });
+        assert!(engine("/no/such/engine").unwrap_err().to_string().starts_with("`/no/such/engine`: "));
+        let engine = engine("no-such-engine").unwrap();
+        assert!(engine.run(engine.command()).unwrap_err().to_string().starts_with("`no-such-engine`: "));
     }
 }

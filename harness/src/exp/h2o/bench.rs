@@ -52,6 +52,9 @@ pub struct SweepArgs {
     /// Lists and settings, as JSON
     #[arg(long, value_name = "FILE")]
     preset: PathBuf,
+    /// Revision, instead of that of the preset
+    #[arg(long, value_enum)]
+    kit: Option<Kit>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -139,7 +142,9 @@ impl SweepArgs {
     /// # Errors
     /// As [`BenchArgs::run`] and [`Preset::read`].
     pub fn run(&self, json: bool) -> Result<Status> {
-        self.engine.run(&Preset::read(&self.preset)?, [false; 2], json)
+        let mut preset = Preset::read(&self.preset)?;
+        preset.kit = self.kit.unwrap_or(preset.kit);
+        self.engine.run(&preset, [false; 2], json)
     }
 }
 

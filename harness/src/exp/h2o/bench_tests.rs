@@ -284,4 +284,6 @@ fn presets_are_strict_and_take_one_ratio_for_a_list() {
     let flags = [&paths[..], &["--dry-run", "--out-dir", out.to_str().unwrap()]].concat();
     assert_eq!(parse::<SweepArgs>(&flags).unwrap().run(false).unwrap(), Status::Pass);
     assert_eq!(place.manifest()[0]["kv_lossless_runtime_mode"], "store");
+    let error = parse::<SweepArgs>(&[&flags[..], &["--kit", "v3"]].concat()).unwrap().run(false).unwrap_err();
+    assert!(error.to_string().ends_with("`kv_lossless_runtime_mode`: expected kit v4 or later, got v3"), "{error}");
 }
