@@ -370,6 +370,7 @@ mod tests {
         assert_eq!(status, Status::Fail);
         holds(&text, &["fallback_max: 0.00", "fallback_pass: false", "queue_peak_pass: true", "lossy_pass: true"]);
         assert_eq!(run(ROW, &["--kit", "v4"]).unwrap().0, Status::Pass);
+        assert_eq!(run(ROW, &["--kit", "v4", "--max-lossless-fallback", "nan"]).unwrap().0, Status::Fail);
         assert_eq!(run(ROW, &["--kit", "v6", "--strict-runtime-metric-columns"]).unwrap().0, Status::Fail);
         assert!(run("", &[]).is_err());
     }

@@ -136,12 +136,12 @@ fn runs_that_fail_are_named_and_the_others_go_on() {
         "case $p in\n1) row ;;\n2) row; echo oom >&2; exit 9 ;;\n3) row; sleep 600 ;;\n4) echo junk > $log ;;\n\
          5) ;;\n6) row; row ;;\n7) row; kill -SEGV $$ ;;\n8) row ;;\nesac",
     );
-    let flags = ["--prompts", "1,2,3,4,5,6,7,8", "--timeout", "2"];
+    let flags = ["--prompts", "1,2,3,4,5,6,7,8", "--timeout", "10"];
     assert_eq!(place.bench(&flags).unwrap(), Status::BadInput);
     let expected = [
         (0, None),
         (9, Some("the engine ended with exit status 9: oom")),
-        (-9, Some("the engine took longer than 2 s and was ended")),
+        (-9, Some("the engine took longer than 10 s and was ended")),
         (0, Some("its log: expected a table with rows, got none")),
         (0, Some("the engine wrote no log: No such file or directory (os error 2)")),
         (0, Some("its log: line 4: the table begins again: a second run appended to this log")),

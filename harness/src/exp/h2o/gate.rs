@@ -136,6 +136,11 @@ const RUNTIME: [&str; 8] = [
 /// What a line of a log holds, in lower case, if the engine failed or found its cache broken.
 const ERRORS: [&str; 5] = ["invalid kv", "segmentation fault", "core dumped", "abort", "crash"];
 
+/// Whether a limit holds: a negative one allows all, one that is no number nothing.
+fn is_limit(limit: f64) -> bool {
+    limit.is_nan() || limit >= 0.0
+}
+
 /// Verdicts, and the lines that report them.
 #[derive(Debug, Default)]
 pub(super) struct Gates {
@@ -189,7 +194,7 @@ impl Gates {
     fn limit(&mut self, name: &str, column: &Column, limit: f64) {
         self.line(false, format!("{name}_max"), format_args!("{:.2}", column.max()));
         self.line(false, format!("{name}_limit"), format_args!("{limit:.2}"));
-        let limited = limit >= 0.0;
+        let limited = is_limit(limit);
         let problem = column.problem.clone().filter(|_| limited);
         self.gate(false, &format!("{name}_pass"), !limited || column.max() <= limit, &[&problem]);
     }
@@ -201,16 +206,15 @@ impl GateArgs {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig), naming the flag, if not.
     pub fn check(&self, kit: Kit, online_json: bool) -> Result<()> {
-        let limited = |limit: f64| limit >= 0.0;
         for (flag, given, since) in [
             ("--offline-lossless-online-json", online_json, Kit::V3),
             ("--decode-baseline", self.decode_baseline > 0.0, Kit::V3),
             ("--require-runtime-decomp", self.require_runtime_decomp, Kit::V4),
-            ("--max-lossless-queue-peak", limited(self.max_lossless_queue_peak), Kit::V4),
-            ("--max-lossless-fallback", limited(self.max_lossless_fallback), Kit::V4),
-            ("--max-lossless-decomp-us", limited(self.max_lossless_decomp_us), Kit::V5),
-            ("--max-lossless-backpressure-skip", limited(self.max_lossless_backpressure_skip), Kit::V6),
-            ("--max-lossless-async-wait-us", limited(self.max_lossless_async_wait_us), Kit::V6),
+            ("--max-lossless-queue-peak", is_limit(self.max_lossless_queue_peak), Kit::V4),
+            ("--max-lossless-fallback", is_limit(self.max_lossless_fallback), Kit::V4),
+            ("--max-lossless-decomp-us", is_limit(self.max_lossless_decomp_us), Kit::V5),
+            ("--max-lossless-backpressure-skip", is_limit(self.max_lossless_backpressure_skip), Kit::V6),
+            ("--max-lossless-async-wait-us", is_limit(self.max_lossless_async_wait_us), Kit::V6),
             ("--require-async-queue-activity", self.require_async_queue_activity, Kit::V6),
             ("--require-decode-cache-hit", self.require_decode_cache_hit, Kit::V6),
             ("--require-decode-cache-activity", self.require_decode_cache_activity, Kit::V6),
@@ -273,7 +277,7 @@ impl GateArgs {
         if kit >= Kit::V4 {
             let decomp = rows.column("h2o_lossless_decomp_us");
             let (most, budget) = (decomp.max(), self.max_lossless_decomp_us);
-            let (required, limited) = (self.require_runtime_decomp, kit >= Kit::V5 && budget >= 0.0);
+            let (required, limited) = (self.require_runtime_decomp, kit >= Kit::V5 && is_limit(budget));
             gates.line(false, "runtime_decomp_required", required);
             gates.line(false, "runtime_decomp_us_max", format_args!("{most:.2}"));
             if kit >= Kit::V5 {
@@ -289,7 +293,7 @@ impl GateArgs {
             let skip = rows.column("h2o_lossless_backpressure_skip");
             gates.limit("backpressure_skip", &skip, self.max_lossless_backpressure_skip);
             let (wait, limit) = (rows.column("h2o_lossless_async_wait_us"), self.max_lossless_async_wait_us);
-            gates.limit("async_wait_us", &wait, limit);
+            gates.limit("async_wait", &wait, limit);
             if kit >= Kit::Final && limit > 0.0 && (limit - wait.max()) / limit < self.async_wait_headroom_warn_ratio {
                 tracing::warn!("waited {:.0} of at most {limit:.0} us for encoders", wait.max());
             }

@@ -112,9 +112,10 @@ fn number(text: &str) -> f64 {
     if text[..start].ends_with('-') { -size } else { size }
 }
 
-/// Whether a cell is a finite number, or a mean and a deviation of the form `1.5 ± 0.1`.
+/// Whether a cell is a number that [`number`] reads whole, or a mean and a deviation of the form `1.5 ± 0.1`.
 fn is_measurement(cell: &str) -> bool {
-    cell.split('±').count() <= 2 && cell.split('±').all(|part| part.trim().parse().is_ok_and(f64::is_finite))
+    let is_number = |part: &str| part.parse::<f64>().is_ok() && !part.contains(|c: char| c.is_ascii_alphabetic());
+    cell.split('±').count() <= 2 && cell.split('±').all(|part| is_number(part.trim()))
 }
 
 #[cfg(test)]
@@ -144,7 +145,7 @@ mod tests {
         for good in ["3", "-0.5", "3.186 ± 0.000", " 1 ± 2 "] {
             assert!(is_measurement(good), "{good}");
         }
-        for bad in ["", "h2o_lossy", "3.1 ±", "1 ± 2 ± 3", "nan", "inf", "3 MiB"] {
+        for bad in ["", "h2o_lossy", "3.1 ±", "1 ± 2 ± 3", "nan", "inf", "1e5", "3 MiB"] {
             assert!(!is_measurement(bad), "{bad}");
         }
     }
