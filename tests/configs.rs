@@ -39,6 +39,7 @@ fn schemas_are_those_of_the_code() {
     let folder = root().join("configs/schema");
     check(&folder.join("pipeline.json"), &config::schema_of::<PipelineSpec>());
     check(&folder.join("sweep.json"), &config::schema_of::<gearbox::sweep::SweepConfig>());
+    check(&folder.join("h2o-preset.json"), &config::schema_of::<gearbox::exp::h2o::Preset>());
     for entry in gearbox_plugins::registry().unwrap().entries() {
         check(&folder.join(format!("plugin-{}.json", entry.id())), entry.schema());
     }

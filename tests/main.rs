@@ -7,6 +7,7 @@ mod engine;
 mod eviction;
 mod golden_bitstream;
 mod golden_gear;
+mod golden_h2o;
 mod golden_lossy;
 mod golden_offline;
 mod isolate;

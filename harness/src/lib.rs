@@ -16,6 +16,7 @@ pub mod metrics;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod pipelines;
+pub mod prompts;
 pub mod receipt;
 pub mod report;
 pub mod sample;

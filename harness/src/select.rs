@@ -45,13 +45,21 @@ impl SelectArgs {
     /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if no valid entry is left; else what opening reports.
     pub fn open(&self, path: &Path) -> Result<(Dump, Status)> {
         let dump = Dump::open(path, &self.selection())?;
+        let status = self.judge(&dump)?;
+        Ok((dump, status))
+    }
+
+    /// Logs the bad entries of a dump, and tells how a command that reads it ends.
+    ///
+    /// # Errors
+    /// As [`SelectArgs::open`].
+    pub fn judge(&self, dump: &Dump) -> Result<Status> {
         if !dump.findings.list.is_empty() {
-            tracing::warn!("{}:\n{}", path.display(), dump.findings);
+            tracing::warn!("{}:\n{}", dump.path.display(), dump.findings);
         }
         if dump.entries() == 0 {
-            return Err(Error::invalid_input(format!("`{}`: none of its entries is valid", path.display())));
+            return Err(Error::invalid_input(format!("`{}`: none of its entries is valid", dump.path.display())));
         }
-        let status = if dump.findings.is_clean() || self.allow_bad { Status::Pass } else { Status::BadInput };
-        Ok((dump, status))
+        Ok(if dump.findings.is_clean() || self.allow_bad { Status::Pass } else { Status::BadInput })
     }
 }

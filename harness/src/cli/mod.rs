@@ -19,6 +19,7 @@ use tracing::Level;
 
 use crate::dump::Dump;
 use crate::loading::LoadArgs;
+use crate::prompts::PromptsArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
 use crate::{exp, report, sample};
@@ -86,6 +87,8 @@ enum Command {
     #[cfg(feature = "model")]
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Write prompt files of wanted lengths in tokens from a corpus
+    Prompts(PromptsArgs),
     /// Run an experiment of the reference, with its flags, files and columns
     #[command(subcommand)]
     Exp(exp::ExpCommand),
@@ -174,6 +177,7 @@ fn start(cli: Cli) -> Result<Status> {
         #[cfg(feature = "model")]
         Command::Model(command) => command.run(&load, json),
         Command::Exp(command) => command.run(&load.registry()?, json),
+        Command::Prompts(args) => args.run(json),
         Command::Worker(_) => unreachable!("it has run"),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -12,11 +12,12 @@ use gearbox_core::{Error, Registry, Result, Role};
 use gearbox_plugins::quant::reference::BlockNorm;
 use serde_json::json;
 
+use super::files::Outputs;
 use super::lossy::{
-    Coder, Columns, CommonArgs, Measured, Outputs, Place, Row, Shared, Totals, bits, finish, for_each_tensor, push,
-    report_of, write_rows,
+    Coder, Columns, CommonArgs, Measured, Place, Row, Shared, Totals, bits, finish, for_each_tensor, report_of,
+    write_rows,
 };
-use super::text::Float;
+use super::text::{Float, push};
 use crate::status::Status;
 
 /// Measures layers that are normalised in blocks along the channels.

@@ -15,11 +15,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::blocknorm::{self, PriceArgs, block_size, topk_ratio};
+use super::files::Outputs;
 use super::lossy::{
-    CommonArgs, Figures, Measured, Outputs, Place, Row, Shared, Totals, bits, finish, for_each_tensor, list, push,
-    report_of,
+    CommonArgs, Figures, Measured, Place, Row, Shared, Totals, bits, finish, for_each_tensor, list, report_of,
 };
-use super::text::Float;
+use super::text::{Float, push};
 use crate::metrics::error::ErrorReport;
 use crate::status::Status;
 

@@ -75,12 +75,20 @@ impl GearFp16Args {
     /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) for a bad run log, existing results or a dump without entries;
     /// else what reading and writing report.
     pub fn run(&self, json: bool) -> Result<Status> {
+        let (dump, status) = self.input.open()?;
+        self.measure(&dump, status, json)
+    }
+
+    /// The same on a dump that is open; `status` is how opening it ended.
+    ///
+    /// # Errors
+    /// As [`GearFp16Args::run`].
+    pub(super) fn measure(&self, dump: &Dump, status: Status, json: bool) -> Result<Status> {
         let start = Instant::now();
         let prompt_tokens = self.run_log.as_deref().map(PromptTokens::read).transpose()?;
-        let (dump, status) = self.input.open()?;
         let outputs = self.create_outputs()?;
 
-        let (pairs, zstd) = measure(&dump, self.zstd_level, !self.skip_head_metrics)?;
+        let (pairs, zstd) = measure(dump, self.zstd_level, !self.skip_head_metrics)?;
         let rows: Vec<Row<'_>> = dump
             .iter()
             .zip(pairs)

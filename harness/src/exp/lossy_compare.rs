@@ -11,10 +11,12 @@ use gearbox_core::{Chunk, Registry, Result, Role};
 use gearbox_plugins::quant::reference::{self, Clip};
 use serde_json::json;
 
+use super::files::Outputs;
 use super::lossy::{
-    Coder, Columns, CommonArgs, Measured, Outputs, Place, Row, Shared, Totals, bits, finish, for_each_tensor, list,
-    push, report_of, write_rows,
+    Coder, Columns, CommonArgs, Measured, Place, Row, Shared, Totals, bits, finish, for_each_tensor, list, report_of,
+    write_rows,
 };
+use super::text::push;
 use crate::status::Status;
 
 /// Measures clipping, quantisation and both.

@@ -12,10 +12,12 @@ use gearbox_plugins::quant::reference;
 use serde::Serialize;
 use serde_json::json;
 
+use super::files::Outputs;
 use super::lossy::{
-    Coder, Columns, CommonArgs, Measured, Outputs, Place, Row, Shared, Totals, bits, finish, for_each_tensor, push,
-    report_of, write_rows,
+    Coder, Columns, CommonArgs, Measured, Place, Row, Shared, Totals, bits, finish, for_each_tensor, report_of,
+    write_rows,
 };
+use super::text::push;
 use crate::status::Status;
 
 /// Measures front layers that are lossless and other layers that are quantised or truncated.

@@ -10,17 +10,25 @@ pub mod bench_latency;
 pub mod bitstream;
 pub mod blocknorm;
 pub mod blocknorm_sweep;
+mod engine;
+mod files;
+mod flags;
+pub mod full_eval;
 pub mod gear_fp16;
+pub mod h2o;
 mod input;
 mod lossy;
 pub mod lossy_compare;
 pub mod mixed;
 pub mod offline_lossless;
+pub mod pipeline;
+pub mod run_demo;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod text;
 pub mod verify_roundtrip;
 
+pub(crate) use files::Outputs;
 pub use input::InputArgs;
 pub use lossy::{CommonArgs, CompressMode};
 
@@ -55,6 +63,20 @@ pub enum ExpCommand {
     ArithDecode(bitstream::DecodeArgs),
     /// Add up the sizes of what `arith-encode` wrote
     ArithAnalyze(bitstream::AnalyzeArgs),
+    /// Let an engine decode prompt files and dump its cache
+    RunDemo(run_demo::RunDemoArgs),
+    /// Make prompts, dump an engine's cache, round it to F16, measure it and verify the round trip
+    Pipeline(Box<pipeline::PipelineArgs>),
+    /// Run a benchmark of decoding with eviction over a grid of settings
+    H2oBench(Box<h2o::BenchArgs>),
+    /// Run a benchmark of decoding with eviction over a preset
+    H2oSweep(h2o::SweepArgs),
+    /// Collect the tables of benchmark logs in one CSV file
+    H2oParse(h2o::ParseArgs),
+    /// Summarise what `h2o-parse` wrote, beside offline results, and judge it
+    H2oAnalyze(Box<h2o::AnalyzeArgs>),
+    /// Run `h2o-parse`, `offline-lossless` and `h2o-analyze` over the folder of a sweep
+    FullEval(full_eval::FullEvalArgs),
 }
 
 impl ExpCommand {
@@ -78,6 +100,13 @@ impl ExpCommand {
             Self::ArithEncode(args) => args.run::<Arithmetic>(json),
             Self::ArithDecode(args) => args.run::<Arithmetic>(json),
             Self::ArithAnalyze(args) => args.run::<Arithmetic>(json),
+            Self::RunDemo(args) => args.run(json),
+            Self::Pipeline(args) => args.run(registry, json),
+            Self::FullEval(args) => args.run(registry, json),
+            Self::H2oBench(args) => args.run(json),
+            Self::H2oSweep(args) => args.run(json),
+            Self::H2oParse(args) => args.run(json),
+            Self::H2oAnalyze(args) => args.run(json),
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use clap::Parser;
 use gearbox_core::{Chunk, DType, Shape, Stage};
 
+use super::flags;
 use crate::dump::{NewEntry, write_reference_entry};
 
 /// The generator of the reference's check vectors.
@@ -32,7 +32,7 @@ fn vector(dtype: DType, seq: u64, seed: u64) -> Vec<u8> {
 }
 
 /// Writes the check vectors of one element type as layer 0 of a run: 64 tokens of prompt, then one decoded token.
-pub(super) fn write_run(dump: &Path, run: &str, dtype: DType) {
+pub(crate) fn write_run(dump: &Path, run: &str, dtype: DType) {
     for (start, seq, stage, seeds) in [(0, 64, Stage::Prefill, [1, 2]), (64, 1, Stage::Decode, [3, 4])] {
         let [key, value] = seeds.map(|seed| vector(dtype, seq, seed));
         let shape = Shape::new(seq as usize, 2, 64);
@@ -43,11 +43,6 @@ pub(super) fn write_run(dump: &Path, run: &str, dtype: DType) {
 }
 
 /// The flags of an experiment as the command line reads them.
-pub(super) fn parse<A: clap::Args>(arguments: &[&str]) -> Result<A, clap::Error> {
-    #[derive(Parser)]
-    struct Line<A: clap::Args> {
-        #[command(flatten)]
-        args: A,
-    }
-    Line::<A>::try_parse_from([&["exp"], arguments].concat()).map(|line| line.args)
+pub(crate) fn parse<A: clap::Args>(arguments: &[&str]) -> Result<A, clap::Error> {
+    flags::parse(arguments)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use csv::{ByteRecord, Terminator, WriterBuilder};
 use gearbox_core::{Error, Result};
+use serde::Serialize;
 
 /// A float in the shortest decimal form that reads back as the same value, always with a fraction or an exponent.
 ///
@@ -58,6 +59,29 @@ fn even(value: f64) -> Option<String> {
     let even = format!("{value:.decimals$}");
     let shortest = value.to_string();
     (even.len() == shortest.len() && even != shortest && even.parse() == Ok(value)).then_some(even)
+}
+
+/// Adds text, a line or several.
+pub(super) fn push(text: &mut String, more: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = text.write_fmt(more);
+}
+
+/// Indented JSON in ASCII, without a line end behind it.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if a map of the value has keys that are no strings.
+pub(super) fn ascii_json(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::invalid_input(error.to_string()))?;
+    let mut ascii = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii() {
+            ascii.push(c);
+        } else {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| push(&mut ascii, format_args!("\\u{unit:04x}")));
+        }
+    }
+    Ok(ascii)
 }
 
 /// The cells of one CSV row, filled from left to right.

@@ -13,7 +13,7 @@ pub(super) struct PromptTokens(BTreeMap<String, u64>);
 impl PromptTokens {
     /// Reads a log: one JSON object per line; later lines win.
     ///
-    /// A line of a run that failed, by its `returncode`, may lack its metrics.
+    /// A line of a run that failed, by its `returncode` or its `error`, may lack its metrics.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         Self::parse(&text).map_err(|error| error.context(format!("`{}`", path.display())))
@@ -34,7 +34,8 @@ impl PromptTokens {
                 (Some(count), _) => {
                     tokens.insert(run.to_owned(), count);
                 }
-                (None, Some(code)) if code != 0 && metric.is_null() => {
+                // `run-demo` says why a run does not count.
+                (None, Some(code)) if metric.is_null() && (code != 0 || record["error"].is_string()) => {
                     tracing::warn!(
                         "run log, line {}: run `{run}` failed with {code} and has no prompt tokens",
                         line + 1
@@ -64,6 +65,7 @@ mod tests {
     fn later_lines_win_and_blank_ones_are_skipped() {
         let log = "{\"run_id\": \"a\", \"metrics\": {\"prompt_tokens\": 3}}\n\n\
                    {\"run_id\": \"b\", \"returncode\": -9, \"metrics\": {}}\n\
+                   {\"run_id\": \"b\", \"returncode\": 0, \"metrics\": {}, \"error\": \"no table\"}\n\
                    {\"run_id\": \"a\", \"returncode\": 0, \"metrics\": {\"prompt_tokens\": 128}}\n";
         let tokens = PromptTokens::parse(log).unwrap();
         assert_eq!((tokens.of("a"), tokens.of("b")), (Some(128), None));

@@ -1,7 +1,5 @@
 //! The Markdown files and the figures behind them.
 
-use std::fmt::Write;
-
 use gearbox_core::{Role, Stage};
 use serde::Serialize;
 
@@ -9,6 +7,7 @@ use super::Row;
 use super::bins::Bins;
 use super::measure::Measured;
 use crate::exp::ratio;
+use crate::exp::text::push;
 
 /// A way to store a tensor, in the order of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -166,9 +165,4 @@ pub(super) fn grouped(rows: &[Row<'_>], bins: &Bins) -> String {
         text.push('\n');
     }
     text
-}
-
-fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = text.write_fmt(line);
 }

@@ -14,18 +14,17 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::InputArgs;
+use super::files::Outputs;
 use crate::dump::{Dump, Entry};
 use crate::report;
 
-mod files;
 mod logit;
 mod measure;
 mod summary;
 mod table;
 
-pub(super) use files::Outputs;
 pub(super) use measure::{Coder, Measured, Shared};
-pub(super) use summary::{Figures, Totals, push, report_of};
+pub(super) use summary::{Figures, Totals, report_of};
 pub(super) use table::{Columns, Row, write_rows};
 
 /// The flags of all four experiments.

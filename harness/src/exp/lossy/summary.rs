@@ -1,7 +1,5 @@
 //! Figures over many tensors.
 
-use std::fmt::Write;
-
 use gearbox_core::Role;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -121,10 +119,4 @@ pub(in crate::exp) fn report_of<'a>(rows: impl IntoIterator<Item = &'a Row<'a>>)
             })
         })
     }))
-}
-
-/// Adds a line, or several.
-pub(in crate::exp) fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = text.write_fmt(line);
 }

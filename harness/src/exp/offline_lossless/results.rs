@@ -1,9 +1,8 @@
 //! The files: the reference's fields in its order, and ours behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
-use gearbox_core::{Error, Result, Role};
+use gearbox_core::{Result, Role};
 use gearbox_plugins::adaptive_v22::{self, Predictor};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -12,6 +11,7 @@ use super::measure::Measured;
 use super::units::{Piece, Plan, Skips};
 use super::{CodecMode, EntryMode, OfflineLosslessArgs, Scope, rejected};
 use crate::dump::Dump;
+use crate::exp::text::{ascii_json, push};
 
 /// Sums over keys or values.
 #[derive(Clone, Copy, Debug, Default)]
@@ -249,18 +249,7 @@ impl<'a> Results<'a> {
 
     /// The JSON file, in ASCII and without a line end behind it.
     pub fn json(&self) -> Result<String> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| Error::invalid_input(error.to_string()))?;
-        let mut ascii = String::with_capacity(text.len());
-        for c in text.chars() {
-            if c.is_ascii() {
-                ascii.push(c);
-            } else {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    push(&mut ascii, format_args!("\\u{unit:04x}"));
-                }
-            }
-        }
-        Ok(ascii)
+        ascii_json(self)
     }
 
     /// One line for the terminal.
@@ -362,9 +351,4 @@ impl<'a> Results<'a> {
 /// The name of a value in flags and files.
 fn name(value: impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|name| name.as_str().map(ToOwned::to_owned)).unwrap_or_default()
-}
-
-fn push(text: &mut String, piece: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = text.write_fmt(piece);
 }

@@ -10,7 +10,7 @@ use crate::atomic::AtomicFile;
 
 /// Files that get their names together once everything is written.
 #[derive(Debug, Default)]
-pub(in crate::exp) struct Outputs {
+pub(crate) struct Outputs {
     files: Vec<AtomicFile>,
     /// Files of an earlier run that this one does not write.
     stale: Vec<PathBuf>,
@@ -28,6 +28,23 @@ impl Outputs {
         let mut outputs = Self::default();
         outputs.add(folder, names, absent, overwrite)?;
         Ok(outputs)
+    }
+
+    /// Starts one file; its folder is created if needed.
+    ///
+    /// # Errors
+    /// As [`Outputs::create`].
+    pub fn file(path: &Path, overwrite: bool) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, &error))?;
+        }
+        Ok(Self { files: vec![AtomicFile::create(path, overwrite)?], stale: Vec::new() })
+    }
+
+    /// Adds files that were started elsewhere.
+    pub fn join(&mut self, more: Self) {
+        self.files.extend(more.files);
+        self.stale.extend(more.stale);
     }
 
     /// Starts more files, in another folder.
