@@ -13,7 +13,6 @@ pub mod gate;
 pub mod isolate;
 pub mod loading;
 pub mod metrics;
-#[cfg(feature = "model")]
 pub mod model;
 pub mod pipelines;
 pub mod prompts;

@@ -17,7 +17,7 @@ use self::corpus::{JsonlFormat, Piece};
 use self::twister::Twister;
 use crate::exp::Outputs;
 use crate::status::Status;
-use crate::{report, sample};
+use crate::report;
 
 mod corpus;
 #[cfg(test)]
@@ -28,8 +28,6 @@ mod twister;
 const JOINER: &str = "\n\n";
 /// One line for each prompt.
 const MANIFEST: &str = "prompts_manifest.jsonl";
-/// The tokenizer of the bundled model.
-const BUNDLED: &str = "tests/data/tiny-llama/tokenizer.json";
 
 /// Writes prompt files of wanted lengths in tokens.
 #[derive(Clone, Debug, Args)]
@@ -101,10 +99,9 @@ pub trait CountTokens {
     fn count(&self, text: &str) -> Result<usize>;
 }
 
-impl CountTokens for tokenizers::Tokenizer {
+impl CountTokens for gearbox_model::Tokenizer {
     fn count(&self, text: &str) -> Result<usize> {
-        let encoding = self.encode_fast(text, false).map_err(|error| Error::invalid_input(error.to_string()))?;
-        Ok(encoding.len())
+        Ok(self.encode_part(text)?.len())
     }
 }
 
@@ -225,14 +222,11 @@ impl PromptsArgs {
     /// The tokenizer of the model that the flags name, or of the bundled one.
     fn model(&self) -> Result<Box<dyn CountTokens>> {
         let beside = |config: &PathBuf| config.parent().map(Path::to_path_buf);
-        let path = match self.hf_path.clone().or_else(|| self.config.as_ref().and_then(beside)) {
-            Some(folder) => folder.join("tokenizer.json"),
-            None => sample::bundled(BUNDLED, "--config")?,
+        let folder = match self.hf_path.clone().or_else(|| self.config.as_ref().and_then(beside)) {
+            Some(folder) => folder,
+            None => gearbox_model::bundled()?,
         };
-        let bytes = fs::read(&path).map_err(|error| Error::io(&path, &error))?;
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| Error::invalid_input(error.to_string()).context(format!("`{}`", path.display())))?;
-        Ok(Box::new(tokenizer))
+        Ok(Box::new(gearbox_model::Tokenizer::load(&folder.join("tokenizer.json"))?))
     }
 
     /// Whether a length is near enough.

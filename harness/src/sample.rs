@@ -12,24 +12,16 @@ const SAMPLE: &str = "tests/data/sample";
 /// # Errors
 /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput), naming where it was looked for.
 pub fn find() -> Result<PathBuf> {
-    bundled(SAMPLE, "--dump")
-}
-
-/// Finds something that lies at `place` below the workspace; `flag` names something else.
-///
-/// # Errors
-/// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput), naming where it was looked for.
-pub(crate) fn bundled(place: &str, flag: &str) -> Result<PathBuf> {
     let executable = std::env::current_exe().unwrap_or_default();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let mut folders = executable.ancestors().skip(1).chain(workspace);
-    let found = folders.find_map(|folder| Some(folder.join(place)).filter(|path| path.exists()));
+    let found = folders.find_map(|folder| Some(folder.join(SAMPLE)).filter(|path| path.is_dir()));
     // A short name reads better in tables.
     let here = std::env::current_dir().unwrap_or_default();
     let short = |path: PathBuf| path.strip_prefix(&here).map(Path::to_owned).unwrap_or(path);
     found.map(short).ok_or_else(|| {
         Error::invalid_input(format!(
-            "the bundled `{place}` is neither above the executable `{}` nor in the workspace; name another with {flag}",
+            "the bundled sample dump `{SAMPLE}` is neither above the executable `{}` nor in the workspace; name a dump with --dump",
             executable.display()
         ))
     })

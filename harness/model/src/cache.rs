@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, EvictionSession, KeepSet, Needs, Pipeline, Result,
+    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, KeepSet, Needs, Pipeline, Result,
     ResultExt, Role, Rope, Shape,
 };
 
@@ -306,12 +306,16 @@ impl Cache {
         if let Some(session) = layer.session.as_deref_mut() {
             let probabilities = probabilities.transpose(0, 1).map_err(from_candle)?;
             let seq = probabilities.dim(0).map_err(from_candle)?;
-            let view = View { seen: self.ids.len(), seq, live: &layer.positions.flat() };
-            view.observe(session, &values(&probabilities)?)?;
+            let (tokens, live) = (layer.positions.len(), layer.positions.flat());
+            let first_query = (self.ids.len() - seq) as u64;
+            let probabilities = values(&probabilities)?;
+            let probabilities = probabilities.as_slice();
+            session.observe(&AttentionStep { first_query, queries: seq, tokens, live: &live, probabilities })?;
             clock.lap(&mut self.timings.score_ns);
-            let keep = view.plan(session)?;
+            let keep = session.plan(&CacheView { seen: self.ids.len() as u64, tokens, live: &live })?;
+            keep.check(tokens, spec.kv_heads)?;
             clock.lap(&mut self.timings.plan_ns);
-            if let Some(lists) = keep_lists(keep, layer.positions.len(), spec.kv_heads)? {
+            if let Some(lists) = keep_lists(keep, tokens) {
                 raw = layer.evict(spec, &lists, decoded)?;
             }
             clock.lap(&mut self.timings.move_ns);
@@ -338,53 +342,14 @@ impl Clock {
     }
 }
 
-/// One layer as its policy sees it.
-struct View<'a> {
-    seen: usize,
-    /// Queries of the step.
-    seq: usize,
-    /// Positions `(rows, tokens)` of the live tokens.
-    live: &'a [u32],
-}
-
-impl View<'_> {
-    fn observe(&self, session: &mut dyn EvictionSession, probabilities: &[f32]) -> Result<()> {
-        let first_query = (self.seen - self.seq) as u64;
-        session.observe(&AttentionStep { first_query, queries: self.seq, live: self.live, probabilities })
-    }
-
-    fn plan(&self, session: &mut dyn EvictionSession) -> Result<KeepSet> {
-        session.plan(&CacheView { seen: self.seen as u64, live: self.live })
-    }
-}
-
 /// The slots that stay: one list, or one per KV head of equal length; `None` if all stay.
-fn keep_lists(keep: KeepSet, live: usize, kv_heads: usize) -> Result<Option<Vec<Vec<u32>>>> {
+fn keep_lists(keep: KeepSet, live: usize) -> Option<Vec<Vec<u32>>> {
     let lists = match keep {
-        KeepSet::All => return Ok(None),
+        KeepSet::All => return None,
         KeepSet::Shared(list) => vec![list],
-        KeepSet::PerHead(lists) if lists.len() == kv_heads => lists,
-        KeepSet::PerHead(lists) => {
-            return Err(Error::shape(format!(
-                "keep set: expected {kv_heads} lists, one per KV head, got {}",
-                lists.len()
-            )));
-        }
+        KeepSet::PerHead(lists) => lists,
     };
-    for list in &lists {
-        if list.len() != lists[0].len() {
-            return Err(Error::shape(format!(
-                "keep set: expected lists of one length, got {} and {}",
-                lists[0].len(),
-                list.len()
-            )));
-        }
-        let ascending = list.is_sorted_by(|a, b| a < b);
-        if !ascending || list.last().is_some_and(|last| *last as usize >= live) {
-            return Err(Error::shape(format!("keep set: expected ascending indices below {live}, got others")));
-        }
-    }
-    Ok(Some(lists).filter(|lists| lists[0].len() < live))
+    Some(lists).filter(|lists| lists[0].len() < live)
 }
 
 #[cfg(test)]

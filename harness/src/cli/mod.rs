@@ -4,7 +4,6 @@ mod bench;
 mod container;
 mod dump;
 mod evict;
-#[cfg(feature = "model")]
 mod model;
 mod plugin;
 mod sweep;
@@ -84,7 +83,6 @@ enum Command {
     #[command(subcommand)]
     Dump(dump::DumpCommand),
     /// Run a real model: capture dumps, measure quality and speed through a compressed cache
-    #[cfg(feature = "model")]
     #[command(subcommand)]
     Model(model::ModelCommand),
     /// Write prompt files of wanted lengths in tokens from a corpus
@@ -174,7 +172,6 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Evict(args) => args.run(&load.registry()?, json),
         Command::Plugin(command) => command.run(&load, json),
         Command::Dump(command) => command.run(json),
-        #[cfg(feature = "model")]
         Command::Model(command) => command.run(&load, json),
         Command::Exp(command) => command.run(&load.registry()?, json),
         Command::Prompts(args) => args.run(json),
