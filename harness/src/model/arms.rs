@@ -59,7 +59,7 @@ pub fn controls(pipelines: &[PipelineSpec], registry: &Registry) -> Result<Vec<A
     let named = |name: &str, spec: PipelineSpec| PipelineSpec { name: Some(name.to_owned()), ..spec };
     let mut specs = vec![named(IDENTITY, store.clone())];
     if let Some(evict) = pipelines.iter().flat_map(|spec| &spec.routes).find_map(|route| route.evict.as_ref()) {
-        let budget = ["target_ratio", "tokens"];
+        let budget = ["target_ratio", "budget_tokens"];
         let settings = evict.settings.iter().filter(|(key, _)| budget.contains(&key.as_str()));
         let settings = settings.map(|(key, value)| (key.clone(), value.clone())).collect();
         let random = PluginSpec { id: "random".to_owned(), settings };
