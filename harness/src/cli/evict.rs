@@ -183,7 +183,7 @@ fn table(replay: &Replay) -> String {
         ]);
     }
     let all = &replay.all;
-    let mut text = format!(
+    let text = format!(
         "{table}\n\nall: {} of {} queries cut, kept fraction {}, read ratio {}, kept mass {}, output error {}",
         all.cut,
         all.queries,
@@ -192,12 +192,10 @@ fn table(replay: &Replay) -> String {
         number(all.kept_mass, 4),
         number(all.output_error, 4)
     );
-    if let Some(worst) = &replay.worst {
+    let worst = replay.worst.as_ref().map_or_else(String::new, |worst| {
         let (run, layer, head) = (&worst.run, worst.layer, worst.head);
-        text += &format!(
-            "\nworst: run `{run}`, layer {layer}, query head {head}, output error {}",
-            number(worst.error.output_error, 4)
-        );
-    }
-    text
+        let error = number(worst.error.output_error, 4);
+        format!("\nworst: run `{run}`, layer {layer}, query head {head}, output error {error}")
+    });
+    text + &worst
 }

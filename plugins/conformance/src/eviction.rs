@@ -48,7 +48,7 @@ pub fn find(id: &str) -> Entry<dyn EvictionPolicy> {
 
 /// Attention that a policy is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
+enum Attention {
     /// A softmax over random logits, few of them large.
     Heavy,
     /// All tokens alike, so that every choice is a tie.
@@ -350,7 +350,7 @@ pub fn sessions_are_independent(entry: &Entry<dyn EvictionPolicy>, settings: &Va
             .iter()
             .map(|trial| cases.check(trial, || trial.play(&*policy, |_, _| Ok(()))))
             .collect::<Check<_>>()?;
-        in_turn(cases, &*policy, &trials)?;
+        in_turn(cases, &*policy, &trials, &alone)?;
         let work = |first: usize| {
             let order = (0..trials.len()).map(|idx| (idx + first) % trials.len());
             order.into_iter().try_for_each(|idx| {
@@ -370,27 +370,19 @@ pub fn sessions_are_independent(entry: &Entry<dyn EvictionPolicy>, settings: &Va
 }
 
 /// Two sessions step by step in turn, the second with other attention.
-fn in_turn(cases: &mut Cases, policy: &dyn EvictionPolicy, trials: &[Trial]) -> Check {
-    for trial in trials {
+fn in_turn(cases: &mut Cases, policy: &dyn EvictionPolicy, trials: &[Trial], alone: &[Played]) -> Check {
+    for (trial, alone) in trials.iter().zip(alone) {
         cases.check(format!("{trial}, beside another session"), || {
-            let mut alone = Player::start(policy, &trial.geometry)?;
-            let mut expected = Vec::new();
-            for tokens in &trial.steps {
-                alone.step(*tokens, trial.attention)?;
-                expected.push(alone.plan()?);
-            }
             let mut one = Player::start(policy, &trial.geometry)?;
             let mut other = Player::start(policy, &trial.geometry)?;
-            for (tokens, expected) in trial.steps.iter().zip(&expected) {
+            for (tokens, expected) in trial.steps.iter().zip(&alone.plans) {
                 one.step(*tokens, trial.attention)?;
                 other.step(*tokens, Attention::Even)?;
                 let plan = one.plan()?;
                 other.plan()?;
                 if plan != *expected {
-                    return Err(format!(
-                        "expected the decision at {} tokens as alone, got another",
-                        one.cache.view().seen
-                    ));
+                    let seen = one.cache.view().seen;
+                    return Err(format!("expected the decision at {seen} tokens as alone, got another"));
                 }
             }
             Ok(())

@@ -29,9 +29,8 @@
 //!
 //! # Examples
 //! ```
-//! use gearbox_core::{CacheGeometry, CacheView, EvictionPolicy, KeepSet, config};
+//! use gearbox_core::{CacheGeometry, CacheView, EvictionPolicy, KeepSet, Plugin, config};
 //! use gearbox_evict::window::Window;
-//! use gearbox_core::Plugin;
 //!
 //! let settings = serde_json::json!({ "budget_tokens": 4, "sinks": 1, "min_tokens": 4 });
 //! let policy = Window::new(config::from_value(&settings)?)?;
