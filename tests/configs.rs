@@ -35,10 +35,25 @@ fn every_sweep_runs_on_the_sample() {
 }
 
 #[test]
+fn limits_and_pipelines_of_models_are_legal() {
+    for path in files("gate") {
+        gearbox::gate::Gate::read(&path).unwrap();
+    }
+    let registry = gearbox_plugins::registry().unwrap();
+    for path in files("model") {
+        let value = gearbox::pipelines::read(text(&path), &registry).unwrap();
+        for spec in gearbox::pipelines::expand(&value).unwrap() {
+            gearbox_core::Pipeline::build(&spec, &registry).unwrap();
+        }
+    }
+}
+
+#[test]
 fn schemas_are_those_of_the_code() {
     let folder = root().join("configs/schema");
     check(&folder.join("pipeline.json"), &config::schema_of::<PipelineSpec>());
     check(&folder.join("sweep.json"), &config::schema_of::<gearbox::sweep::SweepConfig>());
+    check(&folder.join("gate.json"), &config::schema_of::<gearbox::gate::Gate>());
     check(&folder.join("h2o-preset.json"), &config::schema_of::<gearbox::exp::h2o::Preset>());
     for entry in gearbox_plugins::registry().unwrap().entries() {
         check(&folder.join(format!("plugin-{}.json", entry.id())), entry.schema());

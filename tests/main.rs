@@ -13,6 +13,7 @@ mod golden_offline;
 mod isolate;
 mod lossless;
 mod matrix;
+mod model;
 mod run;
 mod scaffold;
 mod sweeps;

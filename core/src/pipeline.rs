@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 
 use crate::coder::ChunkCoder;
 use crate::{
-    Artifact, Codec, DType, Entry, Error, EvictionPolicy, LossyTransform, Needs, PluginUse, Registry, Result, ResultExt,
-    Role, Sample, config,
+    Artifact, Codec, DType, Entry, Error, EvictionPolicy, LossyTransform, Needs, PluginUse, Registry, Result,
+    ResultExt, Role, Sample, config,
 };
 
 /// A pipeline as it is written down.

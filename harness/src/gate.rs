@@ -7,6 +7,7 @@ use std::path::Path;
 use gearbox_core::{Error, Result, ResultExt};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A number that a row measures: of a sweep over the whole dump, of a run of a model over the whole request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -122,6 +123,11 @@ impl Metric {
         Self::TopAgreement,
     ];
 
+    /// Whether more is better.
+    fn is_better_high(self) -> bool {
+        self.is_share() || matches!(self, Self::Ratio | Self::ResidentRatio | Self::LossyRatio | Self::LosslessRatio)
+    }
+
     /// Whether 1 is perfect and less is worse, so that what matters is the distance from 1.
     fn is_share(self) -> bool {
         matches!(
@@ -182,7 +188,7 @@ impl JsonSchema for Gate {
         json_schema!({
             "type": "object",
             "description": "Limits by metric; a row passes if it holds all of them. A number that was not measured does not pass.",
-            "properties": serde_json::Map::from_iter(limits),
+            "properties": limits.collect::<serde_json::Map<_, _>>(),
             "additionalProperties": false
         })
     }
@@ -339,6 +345,104 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// A pipeline as results files know it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Candidate {
+    /// What the first file calls it.
+    pub name: String,
+    /// The resolved pipeline.
+    pub pipeline: Value,
+    /// What was measured, by any file; of several values the worst.
+    pub measured: BTreeMap<Metric, f64>,
+    /// Where it failed, and how.
+    pub failures: Vec<String>,
+}
+
+/// The pipelines of results files.
+#[derive(Clone, Debug, Default)]
+pub struct Candidates {
+    rows: Vec<Candidate>,
+    problems: Vec<String>,
+}
+
+/// What all results files have; the rest is passed over.
+#[derive(Deserialize)]
+struct ResultsFile {
+    rows: Vec<ResultsRow>,
+    #[serde(default)]
+    problems: Vec<String>,
+    #[serde(default)]
+    canaries: Vec<ResultsCanary>,
+}
+
+#[derive(Deserialize)]
+struct ResultsRow {
+    name: String,
+    pipeline: Value,
+    state: String,
+    #[serde(default)]
+    reason: Option<String>,
+    measured: BTreeMap<Metric, f64>,
+}
+
+#[derive(Deserialize)]
+struct ResultsCanary {
+    name: String,
+    problem: Option<String>,
+}
+
+impl Candidates {
+    /// Takes in a results file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if it is none, or holds no rows.
+    pub fn add(&mut self, results: &Value) -> Result<()> {
+        let file = ResultsFile::deserialize(results)
+            .map_err(|error| Error::invalid_input(format!("expected results of a sweep or of a model: {error}")))?;
+        if file.rows.is_empty() {
+            return Err(Error::invalid_input("expected rows, got none"));
+        }
+        let canaries = file.canaries.into_iter();
+        self.problems
+            .extend(canaries.filter_map(|canary| Some(format!("canary `{}`: {}", canary.name, canary.problem?))));
+        self.problems.extend(file.problems);
+        // The dense cache and the controls are what others are measured against.
+        for row in file.rows.into_iter().filter(|row| !row.pipeline.is_null()) {
+            let known = self.rows.iter_mut().position(|held| held.pipeline == row.pipeline);
+            let idx = known.unwrap_or_else(|| {
+                let (name, pipeline) = (row.name.clone(), row.pipeline.clone());
+                self.rows.push(Candidate { name, pipeline, measured: BTreeMap::new(), failures: Vec::new() });
+                self.rows.len() - 1
+            });
+            let held = &mut self.rows[idx];
+            if row.state != "ok" {
+                held.failures.push(format!("{}: {}", row.state, row.reason.unwrap_or_default()));
+            }
+            for (metric, value) in row.measured {
+                let least_good = held.measured.entry(metric).or_insert(value);
+                let is_worse = if metric.is_better_high() { value < *least_good } else { value > *least_good };
+                if is_worse || value.is_nan() {
+                    *least_good = value;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What controls of the files did that they must not do.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The verdict on each pipeline that ran everywhere; the others fail whatever the limits are.
+    pub fn judge(&self, gate: &Gate) -> Vec<(&Candidate, Verdict)> {
+        let verdict = |candidate: &Candidate| {
+            gate.judge(|metric| candidate.measured.get(&metric).copied().filter(|_| candidate.failures.is_empty()))
+        };
+        self.rows.iter().map(|candidate| (candidate, verdict(candidate))).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,6 +469,39 @@ mod tests {
         assert!((ratio.excess() - 1.0).abs() < 1e-9);
         assert!(gate(r#"{ "kl_p99": { "max": 1 } }"#).judge(|_| None).excess().is_infinite());
         assert!(gate("{}").judge(|_| None).excess() < f64::MIN_POSITIVE);
+    }
+
+    #[test]
+    fn rows_of_one_pipeline_are_put_together_and_what_is_missing_fails() {
+        let row = |pipeline: &str, measured: Value| serde_json::json!({ "name": pipeline, "pipeline": { "id": pipeline }, "state": "ok", "measured": measured });
+        let quality = serde_json::json!({ "rows": [
+            row("a", serde_json::json!({ "resident_ratio": 3.2, "token_kl_p99": 0.1 })),
+            row("a", serde_json::json!({ "resident_ratio": 2.9, "token_kl_p99": 0.2 })),
+            row("b", serde_json::json!({ "resident_ratio": 4.0, "token_kl_p99": 0.1 })),
+            { "name": "dense", "pipeline": null, "state": "ok", "measured": {} },
+            { "name": "c", "pipeline": { "id": "c" }, "state": "panicked", "reason": "at b", "measured": {} },
+        ] });
+        let speed = serde_json::json!({ "rows": [row("b", serde_json::json!({ "decode_drop": 0.02 }))] });
+        let gate = gate(
+            r#"{ "resident_ratio": { "min": 3 }, "token_kl_p99": { "max": 0.15 }, "decode_drop": { "max": 0.05 } }"#,
+        );
+        let mut candidates = Candidates::default();
+        candidates.add(&quality).unwrap();
+        assert!(candidates.judge(&gate).iter().all(|(_, verdict)| !verdict.passed()), "no speed, no pass");
+        candidates.add(&speed).unwrap();
+        let judged = candidates.judge(&gate);
+        let verdicts: Vec<String> = judged.iter().map(|(row, verdict)| format!("{}: {verdict}", row.name)).collect();
+        assert_eq!(
+            verdicts[0],
+            "a: resident_ratio 2.9, at least 3; decode_drop was not measured, at most 0.05; token_kl_p99 0.2, at most 0.15"
+        );
+        assert_eq!(verdicts[1], "b: pass");
+        assert!(verdicts[2].starts_with("c: resident_ratio was not measured"));
+        let broken = serde_json::json!({ "rows": [row("b", serde_json::json!({}))], "problems": ["control"] });
+        candidates.add(&broken).unwrap();
+        assert_eq!(candidates.problems(), ["control"]);
+        assert!(Candidates::default().add(&serde_json::json!({ "rows": [] })).is_err());
+        assert!(Candidates::default().add(&serde_json::json!([1])).is_err());
     }
 
     #[test]

@@ -120,8 +120,7 @@ impl LoadArgs {
             Level::Warn => tracing::warn!("plugin: {text}"),
             _ => tracing::info!("plugin: {text}"),
         };
-        let host =
-            Host { log: Some(Arc::new(log)), allow_insecure: self.allow_insecure_plugins, ..Host::default() };
+        let host = Host { log: Some(Arc::new(log)), allow_insecure: self.allow_insecure_plugins, ..Host::default() };
         gearbox_abi::load_all(sources, &host).map_err(|error: LoadError| {
             if let Some(details) = &error.details {
                 tracing::info!("{details}");

@@ -16,8 +16,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use self::corpus::{JsonlFormat, Piece};
 use self::twister::Twister;
 use crate::exp::Outputs;
-use crate::status::Status;
 use crate::report;
+use crate::status::Status;
 
 mod corpus;
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, KeepSet, Needs, Pipeline, Result,
-    ResultExt, Role, Rope, Shape,
+    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, KeepSet, Needs, Pipeline, Result, ResultExt, Role,
+    Rope, Shape,
 };
 
 use self::attention::Scratch;

@@ -4,6 +4,7 @@ mod bench;
 mod container;
 mod dump;
 mod evict;
+mod gate;
 mod model;
 mod plugin;
 mod sweep;
@@ -72,6 +73,8 @@ enum Command {
     Inspect(container::InspectArgs),
     /// Decode a container from its bytes alone and compare digests, or the dump itself
     Verify(container::VerifyArgs),
+    /// Judge stored results by limits: one pipeline must hold them all
+    Gate(gate::GateArgs),
     /// Measure encode and decode time of pipelines, warm, alternating, verified
     Bench(bench::BenchArgs),
     /// Show what an eviction policy keeps, and what that does to attention over a dump
@@ -168,6 +171,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Decode(args) => args.run(&load.registry()?, json),
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
+        Command::Gate(args) => args.run(json),
         Command::Bench(args) => args.run(&load.registry()?, json),
         Command::Evict(args) => args.run(&load.registry()?, json),
         Command::Plugin(command) => command.run(&load, json),

@@ -147,7 +147,11 @@ impl CaptureArgs {
             let captured = capture::capture(&model, &name, &ids, &self.out, &options).context(place)?;
             capture::log_run(&log, &path.display().to_string(), &captured)?;
             if captured.overflow > 0 {
-                tracing::warn!("{}: {} elements are infinite in this type; try --dtype bf16", place(), captured.overflow);
+                tracing::warn!(
+                    "{}: {} elements are infinite in this type; try --dtype bf16",
+                    place(),
+                    captured.overflow
+                );
             }
             if !json {
                 report::print(&format!(
@@ -262,8 +266,7 @@ impl PerplexityArgs {
         let model = self.model.load()?;
         let ids = model.tokenizer().encode(&read_text(&self.text)?)?;
         let (prompt, tokens, windows) = (self.prompt, self.tokens, self.windows);
-        let options =
-            perplexity::Options { prompt, tokens, windows, cache: self.cache.options(), attention_every: 8 };
+        let options = perplexity::Options { prompt, tokens, windows, cache: self.cache.options(), attention_every: 8 };
         let bar = spinner("perplexity");
         let found = perplexity::run(&model, &ids, &all, &options, gate.as_ref(), Receipt::new(registry)?, &bar)?;
         bar.finish_and_clear();
@@ -285,7 +288,8 @@ fn perplexity_text(found: &perplexity::Report) -> String {
         "{} windows of {} prompt and {} scored tokens; perplexity of the dense cache {:.4}\n\n",
         found.windows, found.prompt_tokens, found.tokens, found.dense_perplexity
     );
-    let mut headings = vec!["arm", ">total", ">lossy", ">coding", ">perplexity", ">change %", ">± %", ">KL mean", ">KL p99"];
+    let mut headings =
+        vec!["arm", ">total", ">lossy", ">coding", ">perplexity", ">change %", ">± %", ">KL mean", ">KL p99"];
     headings.extend([">top-1 %", ">worst head"]);
     headings.push("result");
     let mut table = Columns::new(&headings);
@@ -401,8 +405,20 @@ fn bench_text(found: &bench::Report) -> String {
         found.prompt_tokens, found.tokens, found.repeat
     );
     let mut table = Columns::new(&[
-        "arm", ">decode tok/s", ">drop %", ">prefill tok/s", ">total", ">resident", ">peak", ">score", ">plan", ">move", ">encode",
-        ">decode", ">attend", ">rest",
+        "arm",
+        ">decode tok/s",
+        ">drop %",
+        ">prefill tok/s",
+        ">total",
+        ">resident",
+        ">peak",
+        ">score",
+        ">plan",
+        ">move",
+        ">encode",
+        ">decode",
+        ">attend",
+        ">rest",
     ]);
     for row in &found.rows {
         let spread = |spread: Option<bench::Spread>, factor: f64| {
@@ -411,8 +427,8 @@ fn bench_text(found: &bench::Report) -> String {
                 format!("{median:.1} ({low:.1} to {high:.1})")
             })
         };
-        let bytes = |of: fn(&gearbox_model::Usage) -> u64| {
-            row.ledger.as_ref().map_or("-".to_owned(), |ledger| report::bytes(of(&ledger.usage)))
+        let kib = |of: fn(&gearbox_model::Usage) -> f64| {
+            row.ledger.as_ref().map_or("-".to_owned(), |ledger| format!("{:.0}", of(&ledger.usage) / 1024.0))
         };
         let mut cells = vec![
             row.name.clone(),
@@ -420,8 +436,8 @@ fn bench_text(found: &bench::Report) -> String {
             spread(row.decode_drop, 100.0),
             spread(row.prefill_tps, 1.0),
             report::decimal(row.measured.get(&Metric::ResidentRatio).copied(), 3),
-            bytes(|usage| usage.average as u64),
-            bytes(|usage| usage.peak),
+            kib(|usage| usage.average),
+            kib(|usage| usage.peak as f64),
         ];
         let phases = row.per_token_ns.map(|p| [p.score, p.plan, p.r#move, p.encode, p.decode, p.attention, p.rest]);
         for idx in 0..7 {
@@ -430,7 +446,7 @@ fn bench_text(found: &bench::Report) -> String {
         table.row(cells);
     }
     let _ = writeln!(text, "{table}\n");
-    text.push_str("phases in µs per decoded token; total: dense ÷ resident bytes, resident: both means over the steps of the request\n");
+    text.push_str("resident and peak in KiB, phases in µs per decoded token; total: dense ÷ resident bytes, resident: both means over the steps of the request\n");
     for row in found.rows.iter().filter(|row| row.reason.is_some()) {
         let _ = writeln!(text, "{} FAILED ({}): {}", row.name, row.state, row.reason.as_deref().unwrap_or_default());
     }

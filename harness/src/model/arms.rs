@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gearbox_core::{
-    AnyEntry, Bound, Capabilities, Chunk, ChunkMut, Chunking, CodecSpec, Context, ElemSet, Entry, Latents, LaneSpec,
+    AnyEntry, Bound, Capabilities, Chunk, ChunkMut, Chunking, CodecSpec, Context, ElemSet, Entry, LaneSpec, Latents,
     LossyTransform, Pipeline, PipelineSpec, Plugin, PluginSpec, Registry, Result, RouteSpec,
 };
 use schemars::JsonSchema;

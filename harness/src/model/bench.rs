@@ -175,7 +175,8 @@ pub fn run(
     }
     let mut rss = vec![None; arms.len()];
     for round in 0..options.repeat {
-        let order: Vec<usize> = if round % 2 == 0 { (0..arms.len()).collect() } else { (0..arms.len()).rev().collect() };
+        let order: Vec<usize> =
+            if round % 2 == 0 { (0..arms.len()).collect() } else { (0..arms.len()).rev().collect() };
         for idx in order {
             if let Ok(held) = &mut runs[idx] {
                 match once(model, &arms[idx], prompt, &ids, options) {
@@ -227,7 +228,9 @@ fn row(arm: &Arm, runs: Result<Vec<Once>>, dense: &[f64], process_rss_bytes: Opt
     };
     let mut runs = match runs {
         Ok(runs) => runs,
-        Err(error) => return Row { state: error.kind().state().into_owned(), reason: Some(error.to_string()), ..empty },
+        Err(error) => {
+            return Row { state: error.kind().state().into_owned(), reason: Some(error.to_string()), ..empty };
+        }
     };
     let drop = Spread::of(runs.iter().zip(dense).map(|(run, dense)| 1.0 - run.decode_tps / dense).collect());
     let decode = Spread::of(runs.iter().map(|run| run.decode_tps).collect());
@@ -263,7 +266,7 @@ mod tests {
     #[test]
     fn spread_is_of_the_middle_and_the_ends() {
         assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { median: 2.0, low: 1.0, high: 3.0 });
-        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).median, 2.5);
+        assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]), Spread { median: 2.5, low: 1.0, high: 4.0 });
         assert!(Spread::of(Vec::new()).median.is_nan());
     }
 }

@@ -72,7 +72,8 @@ pub fn capture(model: &Model, name: &str, prompt: &[u32], folder: &Path, options
         return Err(Error::invalid_input(message));
     }
     let mut spool = Spool::new(folder, config.layers, options.dtype)?;
-    let mut cache = model.cache(&CacheOptions { dtype: DType::F32, block: options.block, ..CacheOptions::default() })?;
+    let mut cache =
+        model.cache(&CacheOptions { dtype: DType::F32, block: options.block, ..CacheOptions::default() })?;
     let mut ids = prompt.to_vec();
     let start = Instant::now();
     let mut step = |ids: &[u32]| {

@@ -135,7 +135,8 @@ pub fn run(
         )));
     }
     // The last scored token needs the one behind it.
-    let windows: Vec<&[u32]> = (0..options.windows).map_while(|idx| ids.get(idx * window..(idx + 1) * window + 1)).collect();
+    let windows: Vec<&[u32]> =
+        (0..options.windows).map_while(|idx| ids.get(idx * window..(idx + 1) * window + 1)).collect();
     if windows.is_empty() {
         let message = format!("expected a text of more than {window} tokens, got {}", ids.len());
         return Err(Error::invalid_input(message));
@@ -154,7 +155,7 @@ pub fn run(
         }
     }
     let nll = tallies.iter().flatten().map(|tally| tally.nll.iter().map(|pair| pair[1]));
-    let dense_nll = nll.map(|nll| mean(nll)).next().unwrap_or(f64::NAN);
+    let dense_nll = nll.map(mean).next().unwrap_or(f64::NAN);
     let rows: Vec<Row> = arms.iter().zip(tallies).map(|(arm, tally)| row(arm, tally, gate)).collect();
     let problems = problems(&rows);
     Ok(Report {
@@ -191,14 +192,20 @@ fn score(
     let config = model.config();
     let mut cache = model.cache(&CacheOptions { pipeline: arm.pipeline.clone(), ..options.cache.clone() })?;
     let mut shadow = Shadow::new(config, options.cache.dtype, std::mem::take(&mut tally.errors));
-    let mut probe = |step: LayerStep<'_>| shadow.step(&step, false);
+    let mut probe = |step: LayerStep<'_>| {
+        shadow.step(&step, false);
+        Ok(())
+    };
     let (prompt, scored) = dense.ids.split_at(options.prompt);
     model.forward(&mut cache, prompt, Step::silent().probe(&mut probe))?;
     let (mut p, mut q) = (Vec::new(), Vec::new());
     let rows = dense.logits.chunks_exact(config.vocab_size);
     for (idx, (pair, dense)) in scored.windows(2).zip(rows).enumerate() {
         let compare = idx % options.attention_every.max(1) == 0;
-        let mut probe = |step: LayerStep<'_>| shadow.step(&step, compare);
+        let mut probe = |step: LayerStep<'_>| {
+            shadow.step(&step, compare);
+            Ok(())
+        };
         let logits = model.forward(&mut cache, &pair[..1], Step::last().probe(&mut probe))?;
         log_softmax(dense, &mut p);
         log_softmax(&logits, &mut q);
@@ -247,13 +254,16 @@ fn row(arm: &Arm, tally: Result<Tally>, gate: Option<&Gate>) -> Row {
     };
     let tally = match tally {
         Ok(tally) => tally,
-        Err(error) => return Row { state: error.kind().state().into_owned(), reason: Some(error.to_string()), ..empty },
+        Err(error) => {
+            return Row { state: error.kind().state().into_owned(), reason: Some(error.to_string()), ..empty };
+        }
     };
     let nll = mean(tally.nll.iter().map(|pair| pair[0]));
     let dense = mean(tally.nll.iter().map(|pair| pair[1]));
     let increase = nll - dense;
     let count = tally.nll.len() as f64;
-    let variance = tally.nll.iter().map(|[arm, dense]| (arm - dense - increase).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let variance =
+        tally.nll.iter().map(|[arm, dense]| (arm - dense - increase).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
     let mut kl = tally.kl;
     kl.sort_by(f64::total_cmp);
     let total = tally.dense_bytes / tally.bytes;
@@ -295,9 +305,13 @@ fn problems(rows: &[Row]) -> Vec<String> {
         let kl = row.measured.get(&Metric::TokenKlMean);
         match (row.name.as_str(), kl) {
             (IDENTITY, Some(kl)) if *kl == 0.0 && row.nll_increase == Some(0.0) => {}
-            (IDENTITY, kl) => problems.push(format!("control `{IDENTITY}`: expected the dense logits, got a divergence of {kl:?}")),
+            (IDENTITY, kl) => {
+                problems.push(format!("control `{IDENTITY}`: expected the dense logits, got a divergence of {kl:?}"));
+            }
             (CORRUPT, Some(kl)) if *kl > 0.01 => {}
-            (CORRUPT, kl) => problems.push(format!("control `{CORRUPT}`: expected a divergence above 0.01, got {kl:?}")),
+            (CORRUPT, kl) => {
+                problems.push(format!("control `{CORRUPT}`: expected a divergence above 0.01, got {kl:?}"));
+            }
             _ => {}
         }
     }

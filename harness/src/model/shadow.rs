@@ -1,6 +1,6 @@
 //! What attention would have seen had the cache kept everything: the keys and values of a run, dense, beside the cache under test.
 
-use gearbox_core::{DType, Result};
+use gearbox_core::DType;
 use gearbox_model::{Config, LayerStep};
 use half::{bf16, f16};
 
@@ -12,7 +12,8 @@ impl OutputErrors {
     /// The largest relative error of any head, with its layer and head.
     pub fn worst(&self) -> Option<(f64, usize, usize)> {
         let heads = self.0.iter().enumerate();
-        let heads = heads.flat_map(|(layer, heads)| heads.iter().enumerate().map(move |(head, sums)| (layer, head, sums)));
+        let heads =
+            heads.flat_map(|(layer, heads)| heads.iter().enumerate().map(move |(head, sums)| (layer, head, sums)));
         heads
             .filter(|(.., [_, norm])| *norm > 0.0)
             .map(|(layer, head, [error, norm])| ((error / norm).sqrt(), layer, head))
@@ -62,13 +63,13 @@ impl Shadow {
     }
 
     /// Takes in a step; where `compare` says so, attention over everything is set against the output of the step.
-    pub fn step(&mut self, step: &LayerStep<'_>, compare: bool) -> Result<()> {
+    pub fn step(&mut self, step: &LayerStep<'_>, compare: bool) {
         let layer = step.layer as usize;
         for (held, new) in self.held[layer].iter_mut().zip([step.key, step.value]) {
             held.extend(new.iter().map(|number| rounded(self.dtype, *number)));
         }
         if !compare {
-            return Ok(());
+            return;
         }
         let (dim, heads) = (self.dim, self.heads);
         let q_heads = heads * self.group;
@@ -102,7 +103,6 @@ impl Shadow {
                 self.errors.add(layer, head, error, norm);
             }
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! One row of a sweep: one pipeline over one dump.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -124,6 +125,8 @@ pub struct Row {
     pub error: Option<ErrorReport>,
     /// What attention makes of it, if the dump holds queries.
     pub attention: Option<AttentionReport>,
+    /// What a gate looks at, by name.
+    pub measured: BTreeMap<Metric, f64>,
     /// Encoding time, summed over chunks, one thread each.
     pub encode_ns: u64,
     /// Decoding time, summed over chunks, one thread each.
@@ -183,6 +186,7 @@ impl Row {
             escapes: 0,
             error: None,
             attention: None,
+            measured: BTreeMap::new(),
             encode_ns: 0,
             decode_ns: 0,
             ledger: Vec::new(),
@@ -198,6 +202,10 @@ impl Row {
 
     /// A number by its name, if it was measured.
     pub fn measured(&self, metric: Metric) -> Option<f64> {
+        self.measured.get(&metric).copied()
+    }
+
+    fn measure(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Ratio => (self.stored_bytes > 0).then(|| self.original_bytes as f64 / self.stored_bytes as f64),
             Metric::BitsPerValue => self.bits_per_value,
@@ -251,6 +259,8 @@ impl Row {
         let outcome = outcome(&compared, decoder.is_lossless());
         self.error = Some(compared.error_report());
         self.attention = compared.attention_report();
+        self.measured =
+            Metric::OF_DUMPS.into_iter().filter_map(|metric| Some((metric, self.measure(metric)?))).collect();
         Ok(outcome)
     }
 }
