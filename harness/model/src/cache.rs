@@ -313,9 +313,8 @@ impl Cache {
             session.observe(&AttentionStep { first_query, queries: seq, tokens, live: &live, probabilities })?;
             clock.lap(&mut self.timings.score_ns);
             let keep = session.plan(&CacheView { seen: self.ids.len() as u64, tokens, live: &live })?;
-            keep.check(tokens, spec.kv_heads)?;
             clock.lap(&mut self.timings.plan_ns);
-            if let Some(lists) = keep_lists(keep, tokens) {
+            if let Some(lists) = keep_lists(keep, tokens, spec.kv_heads)? {
                 raw = layer.evict(spec, &lists, decoded)?;
             }
             clock.lap(&mut self.timings.move_ns);
@@ -343,13 +342,14 @@ impl Clock {
 }
 
 /// The slots that stay: one list, or one per KV head of equal length; `None` if all stay.
-fn keep_lists(keep: KeepSet, live: usize) -> Option<Vec<Vec<u32>>> {
+fn keep_lists(keep: KeepSet, live: usize, kv_heads: usize) -> Result<Option<Vec<Vec<u32>>>> {
+    keep.check(live, kv_heads).context(|| "keep set".to_owned())?;
     let lists = match keep {
-        KeepSet::All => return None,
+        KeepSet::All => return Ok(None),
         KeepSet::Shared(list) => vec![list],
         KeepSet::PerHead(lists) => lists,
     };
-    Some(lists).filter(|lists| lists[0].len() < live)
+    Ok(Some(lists).filter(|lists| lists[0].len() < live))
 }
 
 #[cfg(test)]
