@@ -357,6 +357,7 @@ mod tests {
             format_version: 1,
             schema,
             origin: String::new(),
+            library: None,
             build: Arc::new(move |_| Ok(Arc::new(Plain { turned }))),
         }
     }

@@ -181,6 +181,7 @@ fn entry(fault: Fault) -> Entry<dyn EvictionPolicy> {
             "additionalProperties": fault == SettingsLax,
         }),
         origin: "this test".to_owned(),
+        library: Option::None,
         build: Arc::new(move |settings| {
             let budget = settings["budget"].as_u64().unwrap_or(40);
             Ok(Arc::new(Mutant { fault, budget, calls: Arc::default(), last: Arc::default() }))

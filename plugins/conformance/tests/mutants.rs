@@ -192,6 +192,7 @@ fn entry(fault: Fault) -> Entry<dyn Codec> {
             "additionalProperties": fault == SettingsLax,
         }),
         origin: "this test".to_owned(),
+        library: Option::None,
         build: Arc::new(move |settings| Ok(Arc::new(mutant(fault, settings["level"].as_u64().unwrap_or(3))))),
     }
 }

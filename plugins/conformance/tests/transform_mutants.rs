@@ -150,6 +150,7 @@ fn entry(fault: Fault) -> Entry<dyn LossyTransform> {
         format_version: 1,
         schema: json!({"type": "object", "additionalProperties": false}),
         origin: "this test".to_owned(),
+        library: Option::None,
         build: Arc::new(move |_| {
             Ok(Arc::new(Mutant { fault, owner: OnceLock::new(), calls: AtomicU8::new(0) }) as Arc<dyn LossyTransform>)
         }),
