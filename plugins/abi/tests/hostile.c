@@ -83,6 +83,7 @@ static gearbox_status capabilities(const void *self, gearbox_capabilities *out, 
     return GEARBOX_OK;
 }
 
+#ifndef NO_ENCODE
 /* Tries to unload this library, by more handles than anyone holds. */
 static void unload(void) {
     Dl_info own;
@@ -91,7 +92,6 @@ static void unload(void) {
     for (int times = 0; handle && times < 8; times++) dlclose(handle);
 }
 
-#ifndef NO_ENCODE
 static gearbox_status max_encoded_len(const void *self, const gearbox_lane_spec *lane, size_t *len, gearbox_error *error) {
     (void)error;
     *len = is(self, "greedy") ? SIZE_MAX / 4 : lane->seq * lane->heads * lane->dim * 2;
