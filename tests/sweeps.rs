@@ -188,7 +188,7 @@ fn kept_containers_are_the_rows_of_the_table_and_of_the_csv() {
     let csv = std::fs::read_to_string(out.join("sweep.csv")).unwrap();
     for (idx, line) in csv.lines().skip(1).enumerate() {
         let size = std::fs::metadata(out.join(format!("{idx:04}.gbx"))).unwrap().len().to_string();
-        assert_eq!(line.split(',').nth(8).unwrap(), size, "{line}");
+        assert_eq!(line.split(',').nth(9).unwrap(), size, "{line}");
     }
     let message = stderr(&arguments, 2);
     assert!(message.contains("sweep.json") && message.contains("overwrite"), "{message}");

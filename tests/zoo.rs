@@ -9,16 +9,16 @@ use tempfile::tempdir;
 
 use crate::run::{gearbox, json as json_of, root, run, sample, stderr, text};
 
-/// The library of `tests/isolate/zoo.rs`, in the profile of the tests.
-fn zoo() -> PathBuf {
+/// The library of `tests/isolate/rude.rs`, in the profile of the tests.
+fn rude() -> PathBuf {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let build = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "gearbox-tests", "--example", "zoo", "--profile", profile])
+        .args(["build", "--quiet", "--locked", "--package", "gearbox-tests", "--example", "rude", "--profile", profile])
         .current_dir(root())
         .status();
-    assert!(build.unwrap().success(), "the zoo does not build");
+    assert!(build.unwrap().success(), "the library does not build");
     let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("examples/libzoo.so")
+    test.parent().unwrap().parent().unwrap().join("examples/librude.so")
 }
 
 /// A library of `hostile.c` of the loader's tests.
@@ -59,7 +59,7 @@ fn sweep_among_hostile_plugins_names_their_states_and_keeps_the_other_rows() {
         .chain([pipeline("quant", &json!({ "transforms": [{ "id": "quant" }], "codec": { "id": "zstd" } }))])
         .collect();
     // Rust: where, what, and the state that it ends in.
-    let rude = [
+    let deeds = [
         ("new", "panic", "panicked"),
         ("capabilities", "panic", "panicked"),
         ("config", "panic", "panicked"),
@@ -81,7 +81,7 @@ fn sweep_among_hostile_plugins_names_their_states_and_keeps_the_other_rows() {
     ];
     let mut expected = BTreeMap::new();
     let mut pipelines = good.clone();
-    for (at, act, state) in rude {
+    for (at, act, state) in deeds {
         let name = format!("rude {at} {act}");
         pipelines.push(pipeline(&name, &json!({ "codec": { "id": "rude", "at": at, "act": act } })));
         expected.insert(name, state);
@@ -108,7 +108,7 @@ fn sweep_among_hostile_plugins_names_their_states_and_keeps_the_other_rows() {
     let alone = config("alone.json", &json!({ "pipelines": good }));
     let among = json!({
         "pipelines": pipelines,
-        "plugins": [{ "path": zoo() }, { "path": hostile(folder.path(), "hostile", &["-DTRANSFORM_ID=\"c-transform\""]) }],
+        "plugins": [{ "path": rude() }, { "path": hostile(folder.path(), "hostile", &["-DTRANSFORM_ID=\"c-transform\""]) }],
         "isolation": { "wall_seconds": 5.0, "cpu_seconds": 3, "address_space_bytes": 1_u64 << 30 },
     });
     let among = config("among.json", &among);
