@@ -248,7 +248,7 @@ impl LossyTransform for HostileTransform {
 
     fn effective_config(&self, role: gearbox_core::Role, dim: usize) -> Value {
         self.config.at("effective_config");
-        json!([role, dim])
+        json!([role, dim, self.config])
     }
 
     fn bound(&self) -> Bound {
