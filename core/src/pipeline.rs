@@ -98,7 +98,8 @@ impl PluginSpec {
     fn resolved(id: &str, settings: Value) -> Self {
         let settings = match settings {
             Value::Object(map) => map,
-            _ => Map::new(),
+            // Not what a plugin should say, but what differs must not look the same.
+            other => Map::from_iter([("value".to_owned(), other)]),
         };
         Self { id: id.to_owned(), settings }
     }
