@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use gearbox_core::container::{Container, ReadAt, SequenceInfo, StoredSequence};
-use gearbox_core::{Chunk, Error, Pipeline, Result, Role};
+use gearbox_core::{Chunk, DType, Error, Pipeline, Result, Role, Shape};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -72,15 +72,16 @@ pub struct FlippedHead {
 
 impl FlippedHead {
     fn flip(&self, info: &SequenceInfo, decoded: &mut [u8]) {
-        let head = info.dim * info.dtype.size();
-        for row in decoded.chunks_exact_mut(info.heads * head) {
-            // Little-endian: the sign is in the last byte.
-            row[self.head * head..][..head]
-                .iter_mut()
-                .skip(info.dtype.size() - 1)
-                .step_by(info.dtype.size())
-                .for_each(|byte| *byte ^= 0x80);
-        }
+        flip_head(self.head, info.shape(0), info.dtype, decoded);
+    }
+}
+
+/// Turns the signs of one head around in every row of a tensor `(seq, heads, dim)`, of which the shape tells heads and dim.
+pub(crate) fn flip_head(head: usize, shape: Shape, dtype: DType, bytes: &mut [u8]) {
+    let (size, len) = (dtype.size(), shape.dim * dtype.size());
+    for row in bytes.chunks_exact_mut((shape.heads * len).max(1)) {
+        // Little-endian: the sign is in the last byte.
+        row[head * len..][..len].iter_mut().skip(size - 1).step_by(size).for_each(|byte| *byte ^= 0x80);
     }
 }
 

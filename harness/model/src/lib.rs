@@ -39,7 +39,7 @@ mod weights;
 pub use cache::{Cache, CacheLedger, CacheOptions, LayerBytes, LayerLedger, Timings, Usage};
 pub use candle_core::Device;
 pub use config::Config;
-pub use model::{LayerStep, Model, Probe, Step, bundled};
+pub use model::{LayerStep, Model, Probe, Step, bundled, most_probable};
 pub use tokenizer::Tokenizer;
 
 /// The error of a tensor operation. Shapes are checked before, so what is left is mostly the device.

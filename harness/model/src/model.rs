@@ -386,7 +386,7 @@ impl Model {
 }
 
 /// Index of the largest logit, of equal ones the first; 0 if there are none.
-fn most_probable(logits: &[f32]) -> u32 {
+pub fn most_probable(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (idx, logit) in logits.iter().enumerate() {
         if logit.total_cmp(&logits[best]).is_gt() {

@@ -209,12 +209,32 @@ fn arms(specs: &[PipelineSpec], registry: &Registry) -> Result<Vec<Arm>> {
     specs.iter().map(|spec| Arm::of(spec, registry)).collect()
 }
 
-/// Writes a result as JSON to a file and, or else, to standard output.
-fn write_json(result: &impl Serialize, out: Option<AtomicFile>) -> Result<()> {
-    let Some(mut file) = out else { return Ok(()) };
-    let path = file.path().to_owned();
-    serde_json::to_writer_pretty(&mut file, result).map_err(|error| Error::io(&path, &error.into()))?;
-    file.commit()
+/// Where a result is kept.
+#[derive(Debug, Args)]
+struct OutArgs {
+    /// File for the result as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl OutArgs {
+    /// The file, made before the work starts so that a name that is taken costs nothing.
+    fn create(&self) -> Result<Option<AtomicFile>> {
+        self.out.as_deref().map(|path| AtomicFile::create(path, self.overwrite)).transpose()
+    }
+}
+
+/// Keeps a result in its file, if there is one, and prints it as JSON or as text.
+fn show<T: Serialize>(result: &T, out: Option<AtomicFile>, json: bool, text: fn(&T) -> String) -> Result<()> {
+    if let Some(mut file) = out {
+        let path = file.path().to_owned();
+        serde_json::to_writer_pretty(&mut file, result).map_err(|error| Error::io(&path, &error.into()))?;
+        file.commit()?;
+    }
+    if json { report::print_json(result) } else { report::print(&text(result)) }
 }
 
 /// Measures perplexity and next-token divergence through compressed caches, token by token.
@@ -249,12 +269,8 @@ pub(super) struct PerplexityArgs {
     /// Limits to judge rows by: a JSON file as for `gearbox gate`
     #[arg(long, value_name = "FILE")]
     gate: Option<PathBuf>,
-    /// File for the result as JSON
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Replace an existing file
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    out: OutArgs,
 }
 
 impl PerplexityArgs {
@@ -262,7 +278,7 @@ impl PerplexityArgs {
         let specs = self.cache.specs(registry)?;
         let all: Vec<Arm> = controls(&specs, registry)?.into_iter().chain(arms(&specs, registry)?).collect();
         let gate = self.gate.as_deref().map(Gate::read).transpose()?;
-        let out = self.out.as_deref().map(|path| AtomicFile::create(path, self.overwrite)).transpose()?;
+        let out = self.out.create()?;
         let model = self.model.load()?;
         let ids = model.tokenizer().encode(&read_text(&self.text)?)?;
         let (prompt, tokens, windows) = (self.prompt, self.tokens, self.windows);
@@ -270,12 +286,7 @@ impl PerplexityArgs {
         let bar = spinner("perplexity");
         let found = perplexity::run(&model, &ids, &all, &options, gate.as_ref(), Receipt::new(registry)?, &bar)?;
         bar.finish_and_clear();
-        write_json(&found, out)?;
-        if json {
-            report::print_json(&found)?;
-        } else {
-            report::print(&perplexity_text(&found))?;
-        }
+        show(&found, out, json, perplexity_text)?;
         let ran = found.rows.iter().all(perplexity::Row::is_ok);
         let holds = found.gate.is_none()
             || found.rows.iter().any(|row| row.verdict.as_ref().is_some_and(crate::gate::Verdict::passed));
@@ -363,18 +374,14 @@ pub(super) struct BenchArgs {
     /// Times that every arm runs
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
-    /// File for the result as JSON
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Replace an existing file
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    out: OutArgs,
 }
 
 impl BenchArgs {
     fn run(self, registry: &Registry, json: bool) -> Result<Status> {
         let arms = arms(&self.cache.specs(registry)?, registry)?;
-        let out = self.out.as_deref().map(|path| AtomicFile::create(path, self.overwrite)).transpose()?;
+        let out = self.out.create()?;
         let model = self.model.load()?;
         let ids = model.tokenizer().encode(&read_text(&self.text)?)?;
         let prompt = ids.get(..self.prompt).ok_or_else(|| {
@@ -389,12 +396,7 @@ impl BenchArgs {
         let bar = spinner("decoding");
         let found = bench::run(&model, prompt, &arms, &options, Receipt::new(registry)?, &bar)?;
         bar.finish_and_clear();
-        write_json(&found, out)?;
-        if json {
-            report::print_json(&found)?;
-        } else {
-            report::print(&bench_text(&found))?;
-        }
+        show(&found, out, json, bench_text)?;
         Ok(Status::pass_if(found.rows.iter().all(|row| row.reason.is_none())))
     }
 }

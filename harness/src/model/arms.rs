@@ -10,6 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::compare::flip_head;
+
 /// One way to hold a cache.
 #[derive(Clone, Debug)]
 pub struct Arm {
@@ -112,12 +114,7 @@ impl LossyTransform for FlipHead {
     fn forward(&self, chunk: Chunk<'_>, _: &Context<'_>, out: &mut Latents) -> Result<()> {
         let lane = out.push(LaneSpec::tensor(chunk.dtype(), chunk.shape()))?;
         lane.copy_from_slice(chunk.bytes());
-        let (row, size) = (chunk.shape().row() * chunk.dtype().size(), chunk.dtype().size());
-        for row in lane.chunks_exact_mut(row.max(1)) {
-            // Little-endian: the sign is in the last byte.
-            let head = &mut row[..chunk.shape().dim * size];
-            head.iter_mut().skip(size - 1).step_by(size).for_each(|byte| *byte ^= 0x80);
-        }
+        flip_head(0, chunk.shape(), chunk.dtype(), lane);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 use super::Arm;
+use crate::bench::resident_bytes;
 use crate::gate::Metric;
 use crate::receipt::Receipt;
 
@@ -183,7 +184,7 @@ pub fn run(
                     Ok(run) => held.push(run),
                     Err(error) => runs[idx] = Err(error),
                 }
-                rss[idx] = process_rss_bytes();
+                rss[idx] = resident_bytes();
             }
             progress.inc(1);
         }
@@ -250,13 +251,6 @@ fn row(arm: &Arm, runs: Result<Vec<Once>>, dense: &[f64], process_rss_bytes: Opt
         ledger: Some(run.ledger),
         ..empty
     }
-}
-
-/// Resident memory of this process.
-fn process_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]

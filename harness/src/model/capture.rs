@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gearbox_core::{DType, Error, Result, ResultExt};
-use gearbox_model::{CacheOptions, Model, Step};
+use gearbox_model::{CacheOptions, Model, Step, most_probable};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use serde::Serialize;
 
-use super::most_probable;
 use crate::dump::{LayerSpec, RunSpec, SafetensorsWriter, Stage, TensorSpec, check_run_name, tensor_name};
 
 /// How a dump is captured.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gearbox_core::{Error, Result};
-use gearbox_model::{Cache, CacheLedger, CacheOptions, LayerStep, Model, Step, Timings};
+use gearbox_model::{Cache, CacheLedger, CacheOptions, LayerStep, Model, Step, Timings, most_probable};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::Value;
@@ -213,7 +213,7 @@ fn score(
         tally.nll.push([-q[target], -p[target]]);
         // Equal logits give zero exactly; rounding must not make a divergence negative.
         tally.kl.push(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0));
-        tally.agree += usize::from(super::most_probable(dense) == super::most_probable(&logits));
+        tally.agree += usize::from(most_probable(dense) == most_probable(&logits));
         let (seen, live) = lengths(&cache);
         (tally.seen, tally.live) = (tally.seen + seen, tally.live + live);
         progress.inc(1);

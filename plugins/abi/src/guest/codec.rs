@@ -3,9 +3,10 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use gearbox_core::{Codec, Error, ErrorKind, Kind, LaneRef, Plugin, Pool, Result, Sample};
+use gearbox_core::{Capabilities, Codec, Error, ErrorKind, Kind, LaneRef, Plugin, Pool, Result, Sample};
+use serde_json::Value;
 
-use super::{Common, Exported, answer, build, describe, export, give, given, guarded, pour, pour_json, take};
+use super::{Exported, Held, Holds, answer, describe, export, give, given, guarded, object, pour};
 use crate::convert::{self, Received, slice, slice_mut};
 use crate::raw;
 
@@ -17,8 +18,26 @@ struct Object {
 }
 
 impl Object {
-    fn new(codec: Arc<dyn Codec>) -> Self {
+    fn of(codec: Arc<dyn Codec>) -> Self {
         Self { codec, buffers: Pool::default() }
+    }
+}
+
+impl Held for Object {
+    const KIND: Kind = Kind::Codec;
+
+    fn config(&self) -> Value {
+        self.codec.config()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.codec.capabilities()
+    }
+}
+
+impl<P: Codec + 'static> Holds<P> for Object {
+    fn new(plugin: P) -> Self {
+        Self::of(Arc::new(plugin))
     }
 }
 
@@ -33,43 +52,7 @@ pub fn codec<P: Plugin + Codec + 'static>() -> Exported {
         train: Some(train),
         with_artifact: Some(with_artifact),
     };
-    let common = Common { kind: Kind::Codec, build: build_one::<P>, drop, config, capabilities };
-    export(raw::Plugin { codec: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
-}
-
-// In all functions below the host upholds what `docs/ABI.md` says: pointers are valid for the call, `object` came from `build` of the same
-// plugin, output buffers are not shared. That is what their SAFETY comments call the contract of the ABI.
-
-unsafe extern "C" fn build_one<P: Plugin + Codec + 'static>(
-    settings: raw::Str,
-    object: *mut *mut c_void,
-    error: *mut raw::ErrorText,
-) -> i32 {
-    let wrap = |codec: P| Object::new(Arc::new(codec));
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || build(settings, object, wrap)) }
-}
-
-unsafe extern "C" fn drop(object: *mut c_void) {
-    // SAFETY: the contract of the ABI.
-    unsafe { take::<Object>(object) };
-}
-
-/// # Safety
-/// `object` is null or came from `build` of a codec.
-unsafe fn object<'a>(object: *const c_void) -> Result<&'a Object> {
-    // SAFETY: as the caller promises.
-    unsafe { given(object.cast()) }
-}
-
-unsafe extern "C" fn config(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || pour_json(json, &object(this)?.codec.config())) }
-}
-
-unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabilities, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.codec.capabilities()))) }
+    export(raw::Plugin { codec: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P, Object>() })
 }
 
 unsafe extern "C" fn max_encoded_len(
@@ -80,7 +63,7 @@ unsafe extern "C" fn max_encoded_len(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (codec, lane) = unsafe { (&object(this)?.codec, convert::lane_spec_from(given(lane)?)?) };
+        let (codec, lane) = unsafe { (&object::<Object>(this)?.codec, convert::lane_spec_from(given(lane)?)?) };
         // SAFETY: the contract of the ABI.
         unsafe { answer(len, codec.max_encoded_len(&lane)) }
     };
@@ -99,7 +82,7 @@ unsafe extern "C" fn encode(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, lane, received) = unsafe { (object(this)?, given(lane)?, Received::new(cx)?) };
+        let (object, lane, received) = unsafe { (object::<Object>(this)?, given(lane)?, Received::new(cx)?) };
         // SAFETY: the contract of the ABI.
         let (spec, bytes, cx) =
             unsafe { (convert::lane_spec_from(&lane.spec)?, slice(lane.data, lane.len), received.context()?) };
@@ -141,7 +124,7 @@ unsafe extern "C" fn decode(
     let work = || {
         // SAFETY: the contract of the ABI.
         let (object, spec, received) =
-            unsafe { (object(this)?, convert::lane_spec_from(given(lane)?)?, Received::new(cx)?) };
+            unsafe { (object::<Object>(this)?, convert::lane_spec_from(given(lane)?)?, Received::new(cx)?) };
         // SAFETY: the contract of the ABI; the host's output is initialised and not shared.
         let (cx, encoded, out) = unsafe { (received.context()?, slice(encoded, encoded_len), slice_mut(out, len)) };
         object.codec.decode(encoded, &spec, &cx, out)
@@ -191,7 +174,7 @@ unsafe extern "C" fn train(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, samples) = unsafe { (object(this)?, given(samples)?) };
+        let (object, samples) = unsafe { (object::<Object>(this)?, given(samples)?) };
         let mut samples = Incoming { samples, failed: None };
         let made = object.codec.train(&mut samples)?;
         if let Some(error) = samples.failed {
@@ -217,10 +200,10 @@ unsafe extern "C" fn with_artifact(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, artifact) = unsafe { (object(this)?, slice(artifact, len)) };
+        let (object, artifact) = unsafe { (object::<Object>(this)?, slice(artifact, len)) };
         match object.codec.with_artifact(artifact)? {
             // SAFETY: the contract of the ABI.
-            Some(codec) => unsafe { give(with, Object::new(codec)) },
+            Some(codec) => unsafe { give(with, Object::of(codec)) },
             // SAFETY: the contract of the ABI.
             None => unsafe { answer(with, std::ptr::null_mut()) },
         }

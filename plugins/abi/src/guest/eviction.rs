@@ -4,12 +4,13 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Error, EvictionPolicy, EvictionSession, KeepSet, Kind, Plugin, Result,
-    Retention,
+    AttentionStep, CacheGeometry, CacheView, Capabilities, Error, EvictionPolicy, EvictionSession, KeepSet, Kind,
+    Plugin, Result, Retention,
 };
+use serde_json::Value;
 
-use super::{Common, Exported, answer, build, describe, export, give, given, guarded, pour_json, take};
-use crate::convert::{self, slice};
+use super::{Exported, Held, Holds, answer, describe, export, give, given, guarded, object, take};
+use crate::convert::slice;
 use crate::raw;
 use crate::status::OK;
 
@@ -17,6 +18,24 @@ use crate::status::OK;
 type Object = Arc<dyn EvictionPolicy>;
 /// What the host holds of a session.
 type Session = Box<dyn EvictionSession>;
+
+impl Held for Object {
+    const KIND: Kind = Kind::Eviction;
+
+    fn config(&self) -> Value {
+        self.as_ref().config()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.as_ref().capabilities()
+    }
+}
+
+impl<P: EvictionPolicy + 'static> Holds<P> for Object {
+    fn new(plugin: P) -> Self {
+        Arc::new(plugin)
+    }
+}
 
 /// Exports an eviction policy.
 #[doc(hidden)]
@@ -29,42 +48,7 @@ pub fn eviction<P: Plugin + EvictionPolicy + 'static>() -> Exported {
         drop_session: Some(drop_session),
         retention: Some(retention),
     };
-    let common = Common { kind: Kind::Eviction, build: build_one::<P>, drop, config, capabilities };
-    export(raw::Plugin { eviction: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
-}
-
-// The SAFETY comments below mean the contract of `docs/ABI.md`, which the host upholds; see the codec's.
-
-unsafe extern "C" fn build_one<P: Plugin + EvictionPolicy + 'static>(
-    settings: raw::Str,
-    object: *mut *mut c_void,
-    error: *mut raw::ErrorText,
-) -> i32 {
-    let wrap = |plugin: P| -> Object { Arc::new(plugin) };
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || build(settings, object, wrap)) }
-}
-
-unsafe extern "C" fn drop(object: *mut c_void) {
-    // SAFETY: the contract of the ABI.
-    unsafe { take::<Object>(object) };
-}
-
-/// # Safety
-/// `object` is null or came from `build` of a policy.
-unsafe fn object<'a>(object: *const c_void) -> Result<&'a Object> {
-    // SAFETY: as the caller promises.
-    unsafe { given(object.cast()) }
-}
-
-unsafe extern "C" fn config(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || pour_json(json, &object(this)?.config())) }
-}
-
-unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabilities, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.capabilities()))) }
+    export(raw::Plugin { eviction: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P, Object>() })
 }
 
 /// # Safety
@@ -86,7 +70,7 @@ unsafe extern "C" fn retention(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, geometry) = unsafe { (object(this)?, read_geometry(geometry)?) };
+        let (object, geometry) = unsafe { (object::<Object>(this)?, read_geometry(geometry)?) };
         let Retention { most, sinks, recent } = object.retention(&geometry, seen);
         // SAFETY: the contract of the ABI.
         unsafe { answer(out, raw::Retention { most: most.unwrap_or(u64::MAX), sinks, recent }) }
@@ -103,7 +87,7 @@ unsafe extern "C" fn session(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, geometry) = unsafe { (object(this)?, read_geometry(geometry)?) };
+        let (object, geometry) = unsafe { (object::<Object>(this)?, read_geometry(geometry)?) };
         let session: Session = object.session(&geometry)?;
         // SAFETY: the contract of the ABI.
         unsafe { give(out, session) }

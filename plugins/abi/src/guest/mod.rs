@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use abi_stable::library::{RootModule, RootModuleResult};
 use abi_stable::prefix_type::PrefixTypeTrait;
-use gearbox_core::{Error, ErrorKind, Kind, Plugin, Result};
+use gearbox_core::{Capabilities, Error, ErrorKind, Kind, Plugin, Result};
 use serde_json::Value;
 
 pub use codec::codec;
@@ -32,24 +32,27 @@ use crate::status::{OK, report};
 #[derive(Clone, Copy, Debug)]
 pub struct Exported(*const raw::Plugin);
 
-/// Functions that one kind of plugins has in common.
-#[derive(Clone, Copy)]
-struct Common {
-    kind: Kind,
-    build: unsafe extern "C" fn(raw::Str, *mut *mut c_void, *mut raw::ErrorText) -> i32,
-    drop: unsafe extern "C" fn(*mut c_void),
-    config: unsafe extern "C" fn(*const c_void, *const raw::Sink, *mut raw::ErrorText) -> i32,
-    capabilities: unsafe extern "C" fn(*const c_void, *mut raw::Capabilities, *mut raw::ErrorText) -> i32,
+/// What the host holds of a plugin of one kind.
+trait Held: Sized {
+    const KIND: Kind;
+
+    fn config(&self) -> Value;
+    fn capabilities(&self) -> Capabilities;
+}
+
+/// What the host holds of this plugin.
+trait Holds<P>: Held {
+    fn new(plugin: P) -> Self;
 }
 
 /// Lists a plugin, without the table of its kind. What it points to is leaked: libraries are never unloaded.
-fn describe<P: Plugin>(common: Common) -> raw::Plugin {
+fn describe<P: Plugin, O: Holds<P>>() -> raw::Plugin {
     let schema = gearbox_core::config::schema_of::<P::Config>().to_string().leak();
     let aliases: Vec<raw::Str> = P::ALIASES.iter().map(|alias| convert::text(alias)).collect();
     let aliases = aliases.leak();
     raw::Plugin {
         size: raw::size_of::<raw::Plugin>(),
-        kind: convert::kind_code(common.kind),
+        kind: convert::kind_code(O::KIND),
         format_version: P::FORMAT_VERSION,
         id: convert::text(P::ID),
         summary: convert::text(P::SUMMARY),
@@ -57,10 +60,10 @@ fn describe<P: Plugin>(common: Common) -> raw::Plugin {
         schema: convert::text(schema),
         aliases: aliases.as_ptr(),
         alias_count: aliases.len(),
-        build: Some(common.build),
-        drop: Some(common.drop),
-        config: Some(common.config),
-        capabilities: Some(common.capabilities),
+        build: Some(build::<P, O>),
+        drop: Some(drop_object::<O>),
+        config: Some(config::<O>),
+        capabilities: Some(capabilities::<O>),
         codec: std::ptr::null(),
         transform: std::ptr::null(),
         eviction: std::ptr::null(),
@@ -207,17 +210,51 @@ fn guarded_drop(work: impl FnOnce()) {
     }
 }
 
+// In the functions of all tables the host upholds what `docs/ABI.md` says: pointers are valid for the call, an object came from `build` of the
+// same plugin, output buffers are not shared. That is what their SAFETY comments call the contract of the ABI.
+
 /// Builds an object from settings that passed the schema, and hands it over.
-///
+unsafe extern "C" fn build<P: Plugin, O: Holds<P>>(
+    settings: raw::Str,
+    object: *mut *mut c_void,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    let work = || {
+        // SAFETY: the contract of the ABI.
+        let settings = unsafe { convert::str(settings) }.map_err(Error::invalid_config)?;
+        let config = serde_json::from_str(settings).map_err(|error| Error::invalid_config(error.to_string()))?;
+        let made = O::new(P::new(config)?);
+        // SAFETY: the contract of the ABI; the object is freed by `drop` of the same table.
+        unsafe { give(object, made) }
+    };
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, work) }
+}
+
+unsafe extern "C" fn drop_object<O: Held>(object: *mut c_void) {
+    // SAFETY: the contract of the ABI.
+    unsafe { take::<O>(object) };
+}
+
+unsafe extern "C" fn config<O: Held>(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || pour_json(json, &object::<O>(this)?.config())) }
+}
+
+unsafe extern "C" fn capabilities<O: Held>(
+    this: *const c_void,
+    out: *mut raw::Capabilities,
+    error: *mut raw::ErrorText,
+) -> i32 {
+    // SAFETY: the contract of the ABI.
+    unsafe { guarded(error, || answer(out, convert::capabilities(&object::<O>(this)?.capabilities()))) }
+}
+
 /// # Safety
-/// `config` is valid text; `object` is null or writable.
-unsafe fn build<P: Plugin, O>(config: raw::Str, object: *mut *mut c_void, wrap: impl FnOnce(P) -> O) -> Result<()> {
+/// `object` is null or came from `build` of a plugin whose objects have this type.
+unsafe fn object<'a, O: Held>(object: *const c_void) -> Result<&'a O> {
     // SAFETY: as the caller promises.
-    let config = unsafe { convert::str(config) }.map_err(Error::invalid_config)?;
-    let config: P::Config = serde_json::from_str(config).map_err(|error| Error::invalid_config(error.to_string()))?;
-    let made = wrap(P::new(config)?);
-    // SAFETY: as the caller promises; the object is freed by `drop` of the same table.
-    unsafe { give(object, made) }
+    unsafe { given(object.cast()) }
 }
 
 /// Moves a value to the heap and hands it over.

@@ -3,14 +3,33 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use gearbox_core::{Error, Kind, Lane, Latents, LossyTransform, Plugin, Result};
+use gearbox_core::{Capabilities, Error, Kind, Lane, Latents, LossyTransform, Plugin, Result};
+use serde_json::Value;
 
-use super::{Common, Exported, answer, build, describe, export, given, guarded, pour_json, take};
+use super::{Exported, Held, Holds, answer, describe, export, given, guarded, object, pour_json};
 use crate::convert::{self, Received, slice};
 use crate::raw;
 
 /// What the host holds of a transform.
 type Object = Arc<dyn LossyTransform>;
+
+impl Held for Object {
+    const KIND: Kind = Kind::Transform;
+
+    fn config(&self) -> Value {
+        self.as_ref().config()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.as_ref().capabilities()
+    }
+}
+
+impl<P: LossyTransform + 'static> Holds<P> for Object {
+    fn new(plugin: P) -> Self {
+        Arc::new(plugin)
+    }
+}
 
 /// Exports a transform.
 #[doc(hidden)]
@@ -23,47 +42,12 @@ pub fn transform<P: Plugin + LossyTransform + 'static>() -> Exported {
         effective_config: Some(effective_config),
         alternative: Some(alternative),
     };
-    let common = Common { kind: Kind::Transform, build: build_one::<P>, drop, config, capabilities };
-    export(raw::Plugin { transform: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P>(common) })
-}
-
-// The SAFETY comments below mean the contract of `docs/ABI.md`, which the host upholds; see the codec's.
-
-unsafe extern "C" fn build_one<P: Plugin + LossyTransform + 'static>(
-    settings: raw::Str,
-    object: *mut *mut c_void,
-    error: *mut raw::ErrorText,
-) -> i32 {
-    let wrap = |plugin: P| -> Object { Arc::new(plugin) };
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || build(settings, object, wrap)) }
-}
-
-unsafe extern "C" fn drop(object: *mut c_void) {
-    // SAFETY: the contract of the ABI.
-    unsafe { take::<Object>(object) };
-}
-
-/// # Safety
-/// `object` is null or came from `build` of a transform.
-unsafe fn object<'a>(object: *const c_void) -> Result<&'a Object> {
-    // SAFETY: as the caller promises.
-    unsafe { given(object.cast()) }
-}
-
-unsafe extern "C" fn config(this: *const c_void, json: *const raw::Sink, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || pour_json(json, &object(this)?.config())) }
-}
-
-unsafe extern "C" fn capabilities(this: *const c_void, out: *mut raw::Capabilities, error: *mut raw::ErrorText) -> i32 {
-    // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || answer(out, convert::capabilities(&object(this)?.capabilities()))) }
+    export(raw::Plugin { transform: &raw const *Box::leak(Box::new(TABLE)), ..describe::<P, Object>() })
 }
 
 unsafe extern "C" fn bound(this: *const c_void, out: *mut raw::Bound, error: *mut raw::ErrorText) -> i32 {
     // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || answer(out, convert::bound(object(this)?.bound()))) }
+    unsafe { guarded(error, || answer(out, convert::bound(object::<Object>(this)?.bound()))) }
 }
 
 unsafe extern "C" fn effective_config(
@@ -74,7 +58,7 @@ unsafe extern "C" fn effective_config(
     error: *mut raw::ErrorText,
 ) -> i32 {
     // SAFETY: the contract of the ABI.
-    unsafe { guarded(error, || pour_json(json, &object(this)?.effective_config(convert::role(role)?, dim))) }
+    unsafe { guarded(error, || pour_json(json, &object::<Object>(this)?.effective_config(convert::role(role)?, dim))) }
 }
 
 /// Copies lanes into the memory that the host gives for them.
@@ -121,7 +105,7 @@ unsafe extern "C" fn forward(
     let work = || {
         // SAFETY: the contract of the ABI.
         let (object, chunk, received) =
-            unsafe { (object(this)?, convert::chunk_from(given(chunk)?)?, Received::new(cx)?) };
+            unsafe { (object::<Object>(this)?, convert::chunk_from(given(chunk)?)?, Received::new(cx)?) };
         let mut made = Latents::new();
         // SAFETY: the contract of the ABI.
         object.forward(chunk, &unsafe { received.context() }?, &mut made)?;
@@ -142,7 +126,8 @@ unsafe extern "C" fn inverse(
 ) -> i32 {
     let work = || {
         // SAFETY: the contract of the ABI.
-        let (object, latents, received) = unsafe { (object(this)?, latents(lanes, lane_count)?, Received::new(cx)?) };
+        let (object, latents, received) =
+            unsafe { (object::<Object>(this)?, latents(lanes, lane_count)?, Received::new(cx)?) };
         // SAFETY: the contract of the ABI; the host's output is initialised and not shared.
         let (cx, out) = unsafe { (received.context()?, convert::chunk_mut_from(given(out)?)?) };
         object.inverse(&latents, &cx, out)
@@ -163,7 +148,7 @@ unsafe extern "C" fn alternative(
     let work = || {
         // SAFETY: the contract of the ABI.
         let (object, chunk, latents) =
-            unsafe { (object(this)?, convert::chunk_from(given(chunk)?)?, latents(lanes, lane_count)?) };
+            unsafe { (object::<Object>(this)?, convert::chunk_from(given(chunk)?)?, latents(lanes, lane_count)?) };
         let other = object.alternative(chunk, &latents)?;
         if let Some(other) = &other {
             // SAFETY: the contract of the ABI.
