@@ -12,6 +12,7 @@ mod golden_lossy;
 mod golden_offline;
 mod isolate;
 mod lossless;
+mod manual;
 mod matrix;
 mod model;
 mod run;

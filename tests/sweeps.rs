@@ -320,10 +320,3 @@ fn plugins_are_listed_and_shown_with_ranges() {
     assert!(shown.contains("-7 to 22"), "{shown}");
     assert!(stderr(&["plugin", "show", "zst"], 2).contains("did you mean `zstd`"));
 }
-
-#[test]
-fn completions_are_printed_for_every_shell() {
-    for shell in ["bash", "zsh", "fish"] {
-        assert!(stdout(&["completions", shell]).contains("sweep"), "{shell}");
-    }
-}

@@ -58,9 +58,17 @@ pub fn print(text: &str) -> Result<()> {
 
 /// A progress bar over bytes on standard error; silent when that is not a terminal.
 pub fn progress(bytes: u64, what: impl Into<String>) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar(bytes, what, "{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left")
+}
+
+/// A progress bar over steps of equal size on standard error, whose number is set later; silent when that is not a terminal.
+pub fn steps(what: impl Into<String>) -> ProgressBar {
+    bar(0, what, "{msg} [{bar:30}] {pos}/{len} {per_sec} {eta} left")
+}
+
+fn bar(len: u64, what: impl Into<String>, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(what.into());
     bar
 }

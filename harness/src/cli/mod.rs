@@ -2,6 +2,7 @@
 
 mod bench;
 mod container;
+mod doctor;
 mod dump;
 mod evict;
 mod gate;
@@ -28,7 +29,7 @@ use crate::{exp, report, sample};
 ///
 /// Data goes to standard output, logs and progress to standard error. Exit status: 0 all well, 1 a check failed, 2 bad input or usage.
 #[derive(Debug, Parser)]
-#[command(name = "gearbox", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(name = "gearbox", version, max_term_width = 110)]
 #[command(after_help = "Examples:
   gearbox sweep                               every codec over the bundled sample
   gearbox sweep --dump DIR --json             the same over your dump, as JSON
@@ -41,8 +42,30 @@ struct Cli {
     #[command(flatten)]
     load: LoadArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
+
+/// What the program says when it is given nothing to do.
+const OVERVIEW: &str = "\
+gearbox: codecs, lossy transforms and eviction policies for KV caches, measured in stored bytes and in what attention sees.
+
+Look around
+  gearbox sweep                             every codec over the bundled sample, seconds
+  gearbox plugin list                       what can be combined
+  gearbox doctor                            what this machine has
+With dumps of your own
+  gearbox dump check --dump DIR             is every entry sound?
+  gearbox sweep --dump DIR --out results    table, front, gate; sweep.json, sweep.csv, sweep.md
+  gearbox encode --dump DIR --pipeline planes --out kv.gbx
+  gearbox verify kv.gbx --dump DIR          decode from the file alone and compare
+With a model
+  gearbox model capture --text FILE --out dumps
+  gearbox model perplexity --text FILE --pipeline planes
+With a method of your own
+  gearbox plugin new my-codec --kind codec
+  gearbox plugin check LIB
+
+gearbox --help lists all commands, gearbox COMMAND --help explains one.";
 
 /// Flags of every command.
 #[derive(Clone, Copy, Debug, Args)]
@@ -96,10 +119,18 @@ enum Command {
     /// Serve plugins to the program that started this one
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
+    /// Show what this program finds on this machine: version, processor, bundled data, libraries
+    Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions {
         /// Shell to print it for
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one per command
+    Man {
+        /// Folder to write them to, such as `~/.local/share/man/man1`
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
 }
 
@@ -156,16 +187,20 @@ fn start_logging(global: Global) {
 
 fn start(cli: Cli) -> Result<Status> {
     // Before any thread starts: its limits come first.
-    if let Command::Worker(args) = &cli.command {
+    if let Some(Command::Worker(args)) = &cli.command {
         return args.run(&cli.load);
     }
+    let Some(command) = cli.command else {
+        report::print(OVERVIEW)?;
+        return Ok(Status::Pass);
+    };
     rayon::ThreadPoolBuilder::new()
         .num_threads(cli.global.threads)
         .build_global()
         .map_err(|error| Error::invalid_config(format!("--threads {}: {error}", cli.global.threads)))?;
     let load = cli.load;
     let json = cli.global.json;
-    match cli.command {
+    match command {
         Command::Sweep(args) => args.run(&load, json),
         Command::Encode(args) => args.run(&load.registry()?, json),
         Command::Decode(args) => args.run(&load.registry()?, json),
@@ -184,6 +219,12 @@ fn start(cli: Cli) -> Result<Status> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut script);
             report::print(String::from_utf8_lossy(&script).trim_end())?;
+            Ok(Status::Pass)
+        }
+        Command::Doctor(args) => args.run(&load, json),
+        Command::Man { out } => {
+            std::fs::create_dir_all(&out).map_err(|error| Error::io(&out, &error))?;
+            clap_mangen::generate_to(Cli::command(), &out).map_err(|error| Error::io(&out, &error))?;
             Ok(Status::Pass)
         }
     }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use gearbox_core::{DType, Error, PipelineSpec, Registry, Result, ResultExt};
 use gearbox_model::{CacheOptions, Model};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::atomic::AtomicFile;
@@ -81,12 +80,6 @@ fn read_text(path: &std::path::Path) -> Result<String> {
         let at = error.utf8_error().valid_up_to();
         Error::invalid_input(format!("`{}`: expected UTF-8, got another byte at {at}", path.display()))
     })
-}
-
-fn spinner(what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
-    let bar = ProgressBar::new(0).with_message(what);
-    style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
 /// Runs prompts through a model and writes what its cache held, one dump per prompt.
@@ -283,7 +276,7 @@ impl PerplexityArgs {
         let ids = model.tokenizer().encode(&read_text(&self.text)?)?;
         let (prompt, tokens, windows) = (self.prompt, self.tokens, self.windows);
         let options = perplexity::Options { prompt, tokens, windows, cache: self.cache.options(), attention_every: 8 };
-        let bar = spinner("perplexity");
+        let bar = report::steps("perplexity");
         let found = perplexity::run(&model, &ids, &all, &options, gate.as_ref(), Receipt::new(registry)?, &bar)?;
         bar.finish_and_clear();
         show(&found, out, json, perplexity_text)?;
@@ -393,7 +386,7 @@ impl BenchArgs {
             ))
         })?;
         let options = bench::Options { tokens: self.tokens, repeat: self.repeat, cache: self.cache.options() };
-        let bar = spinner("decoding");
+        let bar = report::steps("decoding");
         let found = bench::run(&model, prompt, &arms, &options, Receipt::new(registry)?, &bar)?;
         bar.finish_and_clear();
         show(&found, out, json, bench_text)?;
