@@ -15,6 +15,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+# The tensors are small; more threads would only wait for each other.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "tests" / "data" / "tiny-llama"
 SHARED = ROOT.parent / "shared"
@@ -71,6 +74,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_layer": 4,
             "n_head": 3,
             "n_positions": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             "initializer_range": 0.3,
             "scale_attn_by_inverse_layer_idx": True,
         },
