@@ -46,11 +46,21 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 GEMMA3 = {**SMALL, "sliding_window": WINDOW, "query_pre_attn_scalar": 32, "sliding_window_pattern": 2}
-VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", SMALL),
-    "llama-scaled-linearly": ("LlamaConfig", {**SMALL, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}}),
+    "llama-scaled-linearly": (
+        "LlamaConfig",
+        {**SMALL, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+    ),
     "llama-3.1": ("LlamaConfig", {**SMALL, "rope_parameters": LLAMA3}),
     "llama-yarn": ("LlamaConfig", {**SMALL, "rope_parameters": YARN}),
     "mistral": ("MistralConfig", {**SMALL, "sliding_window": WINDOW}),
@@ -122,15 +132,21 @@ def gearbox(*arguments: str | Path, status: int = 0) -> str:
 
 
 @contextmanager
-def watched(modules: list[nn.Module], pick: Callable[[nn.Module], nn.Module], inputs: bool) -> Iterator[list[list[torch.Tensor]]]:
+def watched(
+    modules: list[nn.Module], pick: Callable[[nn.Module], nn.Module], inputs: bool
+) -> Iterator[list[list[torch.Tensor]]]:
     """Collects, by layer and call, what goes into or comes out of a part of each module."""
     seen: list[list[torch.Tensor]] = [[] for _ in modules]
     handles = []
     for calls, module in zip(seen, modules):
         if inputs:
-            handles.append(pick(module).register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0].clone())))
+            handles.append(
+                pick(module).register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0].clone()))
+            )
         else:
-            handles.append(pick(module).register_forward_hook(lambda _, args, out, calls=calls: calls.append(out.clone())))
+            handles.append(
+                pick(module).register_forward_hook(lambda _, args, out, calls=calls: calls.append(out.clone()))
+            )
     try:
         yield seen
     finally:

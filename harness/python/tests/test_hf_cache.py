@@ -28,7 +28,9 @@ QUANT = {
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def generate(model: PreTrainedModel, cache: Cache, ids: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def generate(
+    model: PreTrainedModel, cache: Cache, ids: torch.Tensor, **settings: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids `(batch, tokens)` and the logits of each step `(steps, batch, vocabulary)`."""
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **settings}
     out = model.generate(ids, past_key_values=cache, output_logits=True, return_dict_in_generate=True, **settings)
@@ -111,7 +113,10 @@ def test_raw_tensors_are_gone_after_a_step() -> None:
     raw = 2 * 6 * 100 * 2 * 64 * 4
     held = {}
     gc.collect()
-    for name, cache in [("stock", DynamicCache(config=model.config)), ("gearbox", GearboxCache(model, PLANES, residual=4))]:
+    for name, cache in [
+        ("stock", DynamicCache(config=model.config)),
+        ("gearbox", GearboxCache(model, PLANES, residual=4)),
+    ]:
         before = tensors()
         with torch.no_grad():
             model(ids, past_key_values=cache, logits_to_keep=1)

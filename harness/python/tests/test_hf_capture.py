@@ -58,7 +58,9 @@ def test_dump_is_read_without_findings(model: PreTrainedModel, tmp_path: Path) -
     capture(small("gpt2"), {"gpt2": PROMPT}, tmp_path, decode_tokens=2)
     capture(small("gemma3-text"), {"gemma3": PROMPT}, tmp_path, dtype="f32", decode_tokens=2)
     assert json.loads(gearbox("dump", "check", "--dump", tmp_path, "--json"))["findings"] == []
-    [row] = json.loads(gearbox("sweep", "--dump", tmp_path / "gemma3.safetensors", "--pipeline", "planes", "--json"))["rows"]
+    [row] = json.loads(gearbox("sweep", "--dump", tmp_path / "gemma3.safetensors", "--pipeline", "planes", "--json"))[
+        "rows"
+    ]
     assert (row["state"], row["changed_values"]) == ("ok", 0)
 
 
@@ -133,7 +135,10 @@ def test_run_log_has_the_keys_of_gearbox(tmp_path: Path) -> None:
     prompts = [Prompt("a", PROMPT, "texts/a.txt"), PROMPT[:4]]
     done = capture(small("llama"), prompts, tmp_path / "out", decode_tokens=2, log=log)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    metrics = [{"prompt_tokens": n, "decode_tokens": 2, "prefill_s": d.prefill_s, "decode_s": d.decode_s} for n, d in zip((19, 4), done)]
+    metrics = [
+        {"prompt_tokens": n, "decode_tokens": 2, "prefill_s": d.prefill_s, "decode_s": d.decode_s}
+        for n, d in zip((19, 4), done)
+    ]
     assert lines == [
         {"prompt_file": "texts/a.txt", "run_id": "a", "returncode": 0, "metrics": metrics[0]},
         {"prompt_file": "prompt-1", "run_id": "prompt-1", "returncode": 0, "metrics": metrics[1]},
@@ -191,7 +196,11 @@ def test_somebody_elses_attention_function_is_called_and_kept(tmp_path: Path) ->
     ("prompts", "settings", "message"),
     [
         ({"a b": PROMPT}, {}, "prompt `a b`: run name: expected letters"),
-        ({"run": []}, {}, "prompt `run`: expected 1 to 64 tokens, the context of the model, got 0 of the prompt and 16 to decode"),
+        (
+            {"run": []},
+            {},
+            "prompt `run`: expected 1 to 64 tokens, the context of the model, got 0 of the prompt and 16 to decode",
+        ),
         ({"run": PROMPT}, {"decode_tokens": 46}, "got 19 of the prompt and 46 to decode"),
         ({"run": [3, 97]}, {}, "expected ids of 0 to 96, got 3 to 97"),
         ({"run": PROMPT}, {"decode_tokens": -1}, "decode_tokens: expected at least 0, got -1"),
@@ -208,7 +217,19 @@ def test_bad_input_is_named(prompts: dict, settings: dict, message: str, tmp_pat
 def test_command_captures_files_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "night.txt"
     text.write_text(TEXT)
-    arguments = [str(TINY), "--text", str(text), "--out", str(tmp_path / "out"), "--decode-tokens", "3", "--tokens", "20", "--dtype", "bf16"]
+    arguments = [
+        str(TINY),
+        "--text",
+        str(text),
+        "--out",
+        str(tmp_path / "out"),
+        "--decode-tokens",
+        "3",
+        "--tokens",
+        "20",
+        "--dtype",
+        "bf16",
+    ]
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith(f"Wrote {tmp_path}/out/night.safetensors: 20 prompt tokens in ")
     assert load_file(tmp_path / "out" / "night.safetensors")["layers.5.query"].shape == (23, 4, 64)
@@ -231,6 +252,8 @@ def test_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]:
         assert main([model, "--text", text, "--out", out]) == 2
         assert message in capsys.readouterr().err
+    assert main([str(TINY), "--text", str(binary), "--out", out, "--device", "toaster"]) == 2
+    assert "device: expected one that this machine has, got `toaster`" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         main([str(TINY), "--out", out])
     assert usage.value.code == 2

@@ -112,7 +112,9 @@ def rotate(keys: np.ndarray, rope: dict[str, Any]) -> np.ndarray:
     assert (rope["pairing"], rope["rotary_dim"]) == ("half-split", keys.shape[2])
     angles = np.arange(len(keys))[:, None, None] * frequencies(rope)
     first, second = np.split(keys, 2, axis=2)
-    return np.concatenate([first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], axis=2)
+    return np.concatenate(
+        [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], axis=2
+    )
 
 
 @pytest.mark.parametrize("family", ROTATED)
@@ -125,7 +127,10 @@ def test_rotation_of_the_dump_makes_its_keys(family: str, tmp_path: Path) -> Non
     ropes = dump.json("rope_layers") if "rope_layers" in dump.strings else [dump.json("rope")] * geometry.layers
     for layer, calls in enumerate(seen):
         # A norm may stand before or behind the exchange of tokens and heads.
-        states = [call[0].transpose(0, 1) if call.dim() == 4 and call.shape[1] == geometry.kv_heads else call[0] for call in calls]
+        states = [
+            call[0].transpose(0, 1) if call.dim() == 4 and call.shape[1] == geometry.kv_heads else call[0]
+            for call in calls
+        ]
         before = torch.cat([rows.reshape(-1, geometry.kv_heads, geometry.head_dim) for rows in states]).double().numpy()
         keys = dump.part(layer, "key")
         assert np.abs(rotate(before, ropes[layer]) - keys).max() < 1e-5 * np.abs(keys).max(), f"layer {layer}"
@@ -154,7 +159,9 @@ def test_model_without_rotation_names_none(tmp_path: Path) -> None:
 def test_other_families_are_refused(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-    config = GPTNeoXConfig(vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = GPTNeoXConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     with pytest.raises(ValueError, match="model type: expected one of gemma, .*, got `gpt_neox`"):
         capture(AutoModelForCausalLM.from_config(config), {"run": PROMPT}, tmp_path)
 

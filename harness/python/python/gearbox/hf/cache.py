@@ -38,7 +38,9 @@ class GearboxCache(Cache):
         gearbox.GearboxError: for a pipeline that is not legal here.
     """
 
-    def __init__(self, model: PreTrainedModel | Any, pipeline: Any, *, residual: int = 64, chunk: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel | Any, pipeline: Any, *, residual: int = 64, chunk: int | None = None
+    ) -> None:
         config = model.config if isinstance(model, PreTrainedModel) else model
         self._store = _Store(config, pipeline, residual, chunk)
         # The cache of transformers itself decides which layers slide.
@@ -64,15 +66,13 @@ class _Store:
 
     def __init__(self, config: Any, pipeline: Any, residual: int, chunk: int | None) -> None:
         geometry = facts.geometry(config)
-        ropes = facts.ropes(config)
-        same = ropes[0] is not None and "pairing" in ropes[0] and all(rope == ropes[0] for rope in ropes)
         self._settings = {
             "layers": geometry.layers,
             "kv_heads": geometry.kv_heads,
             "head_dim": geometry.head_dim,
             "residual": residual,
             "chunk": chunk,
-            "rope": ropes[0] if same else None,
+            "rope": facts.common_rope(facts.ropes(config)),
         }
         self._pipeline = pipeline
         self.clear()
@@ -98,7 +98,9 @@ class _Store:
         if not self.sequences:
             if dtype not in PLAIN or value.dtype != dtype:
                 names = ", ".join(str(kind) for kind in PLAIN)
-                raise ValueError(f"layer {layer}: expected keys and values of one type of {names}, got {dtype} and {value.dtype}")
+                raise ValueError(
+                    f"layer {layer}: expected keys and values of one type of {names}, got {dtype} and {value.dtype}"
+                )
             self._dtype = dtype
             self.sequences = [self._make(str(dtype).removeprefix("torch.")) for _ in range(batch)]
         if (batch, dtype) != (len(self.sequences), self._dtype):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 import torch
 import transformers
@@ -138,7 +138,10 @@ def capture(
 
 def _dtype(dtype: str | torch.dtype) -> str:
     """The short name of an element type of dumps."""
-    names = {**{name: name for name in DTYPES}, **{str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()}}
+    names = {
+        **{name: name for name in DTYPES},
+        **{str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()},
+    }
     name = names.get(str(dtype).removeprefix("torch."))
     if name is None:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got `{dtype}`")
@@ -154,11 +157,17 @@ def _prompts(prompts: Mapping[str, Content] | Iterable[Prompt | Content] | str) 
         yield prompt if isinstance(prompt, Prompt) else Prompt(f"prompt-{number}", prompt)
 
 
-def _load(place: str | os.PathLike[str], compute_dtype: str | torch.dtype, device: str | torch.device | None) -> PreTrainedModel:
+def _load(
+    place: str | os.PathLike[str], compute_dtype: str | torch.dtype, device: str | torch.device | None
+) -> PreTrainedModel:
     place = os.fspath(place)
     if place.startswith((".", "/", "~", os.sep)) and not Path(place).is_dir():
         raise ValueError(f"`{place}`: expected the folder of a model, got nothing or another kind of file")
     kind = "auto" if compute_dtype == "auto" else DTYPES[_dtype(compute_dtype)]
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device: expected one that this machine has, got `{device}`: {error}") from error
     model = AutoModelForCausalLM.from_pretrained(place, dtype=kind)
     return model if device is None else model.to(device)
 
@@ -193,11 +202,11 @@ class _Recorder:
         strings = {}
         ropes = facts.ropes(config)
         if any(rope is not None for rope in ropes):
-            same = all(rope == ropes[0] for rope in ropes) and "pairing" in ropes[0]
-            strings["rope" if same else "rope_layers"] = json.dumps(ropes[0] if same else ropes)
+            common = facts.common_rope(ropes)
+            strings["rope_layers" if common is None else "rope"] = json.dumps(ropes if common is None else common)
         strings["attention"] = json.dumps(facts.attention_facts(self._modules, config))
         strings["compute_dtype"] = str(self._model.dtype).removeprefix("torch.")
-        name = config.name_or_path
+        name = config.name_or_path or ""
         strings["model"] = Path(name).name if os.path.exists(name) else name
         strings["writer"] = f"gearbox-capture, transformers {transformers.__version__}"
         return strings
@@ -212,7 +221,7 @@ class _Recorder:
             )
         if os.path.lexists(path) and not self._overwrite:
             raise exists(path)
-        vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        vocabulary = facts.text_config(self._model.config).vocab_size
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise ValueError(f"tokens: expected ids of 0 to {vocabulary - 1}, got {min(prompt)} to {max(prompt)}")
         decoded = [(at, 1, "decode") for at in range(len(prompt), seq)]
@@ -246,8 +255,7 @@ class _Recorder:
 
     def _step(self, cache: TappedCache, ids: Sequence[int]) -> int:
         """Feeds tokens; gives the most probable next one."""
-        device = self._model.get_input_embeddings().weight.device
-        batch = torch.tensor([ids], device=device)
+        batch = torch.tensor([ids], device=self._model.device)
         logits = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 
@@ -284,17 +292,28 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 all well; 2 bad input or usage.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of the model, or its name on the hub")
-    parser.add_argument("--text", nargs="+", required=True, type=Path, metavar="FILE", help="text file with a prompt, one dump each")
+    parser.add_argument(
+        "--text", nargs="+", required=True, type=Path, metavar="FILE", help="text file with a prompt, one dump each"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--tokens", type=int, metavar="N", help="most tokens of each prompt [default: all]")
-    parser.add_argument("--decode-tokens", type=int, default=16, metavar="N", help="tokens to decode behind each prompt [default: 16]")
+    parser.add_argument(
+        "--decode-tokens", type=int, default=16, metavar="N", help="tokens to decode behind each prompt [default: 16]"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="f16", help="element type of the dumps [default: f16]")
     parser.add_argument(
-        "--compute", choices=[*DTYPES, "auto"], default="f32", help="element type the model computes in; auto: as stored [default: f32]"
+        "--compute",
+        choices=[*DTYPES, "auto"],
+        default="f32",
+        help="element type the model computes in; auto: as stored [default: f32]",
     )
     parser.add_argument("--device", help="where the model computes, such as cuda:0 [default: cpu]")
-    parser.add_argument("--block", type=int, default=256, metavar="N", help="tokens of a prompt worked on at a time [default: 256]")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="run log to append to [default: runs.jsonl in the folder]")
+    parser.add_argument(
+        "--block", type=int, default=256, metavar="N", help="tokens of a prompt worked on at a time [default: 256]"
+    )
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="run log to append to [default: runs.jsonl in the folder]"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing dumps")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     return parser
@@ -315,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def report(captured: Captured) -> None:
         if captured.overflow:
-            print(f"warning: {captured.path}: {captured.overflow} elements are infinite in this type; try --dtype bf16", file=sys.stderr)
+            print(
+                f"warning: {captured.path}: {captured.overflow} elements are infinite in this type; try --dtype bf16",
+                file=sys.stderr,
+            )
         if not args.json:
             print(
                 f"Wrote {captured.path}: {captured.prompt_tokens} prompt tokens in {captured.prefill_s:.2f} s,"

@@ -86,7 +86,13 @@ class DumpWriter:
         def compact(value: object) -> str:
             return json.dumps(value, separators=(",", ":"))
 
-        strings = {"format": "gearbox-dump", "version": "1", "run": self._path.stem, "entries": compact(entries), **metadata}
+        strings = {
+            "format": "gearbox-dump",
+            "version": "1",
+            "run": self._path.stem,
+            "entries": compact(entries),
+            **metadata,
+        }
         tensors: dict[str, object] = {"__metadata__": strings}
         offsets, end = {}, 0
 

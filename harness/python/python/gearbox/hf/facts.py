@@ -73,11 +73,13 @@ def attention_modules(model: PreTrainedModel, layers: int) -> list[nn.Module]:
         ValueError: if there is not exactly one per layer.
     """
     wanted = ("layer_idx", "scaling", "is_causal")
-    found = [module for module in model.modules() if all(hasattr(module, name) for name in wanted)]
+    found: list[Any] = [module for module in model.modules() if all(hasattr(module, name) for name in wanted)]
     found.sort(key=lambda module: module.layer_idx)
-    if [module.layer_idx for module in found] != list(range(layers)):
-        indices = [module.layer_idx for module in found]
-        raise ValueError(f"attention: expected one module for each of {layers} layers, got those of the layers {indices}")
+    indices = [module.layer_idx for module in found]
+    if indices != list(range(layers)):
+        raise ValueError(
+            f"attention: expected one module for each of {layers} layers, got those of the layers {indices}"
+        )
     return found
 
 
@@ -108,6 +110,12 @@ def ropes(config: Any) -> list[dict[str, Any] | None]:
     if "rope_type" in parameters:
         return [_rope(parameters, head_dim)] * layers
     return [_rope(parameters[kind], head_dim) if parameters.get(kind) else None for kind in config.layer_types]
+
+
+def common_rope(ropes: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The rotation of all layers, if they share one that the terms of a dump can express."""
+    first = ropes[0]
+    return first if first is not None and "pairing" in first and all(rope == first for rope in ropes) else None
 
 
 def _rope(parameters: Mapping[str, Any], head_dim: int) -> dict[str, Any]:

@@ -48,11 +48,11 @@ _table = RLock()
 
 @contextmanager
 def tapped_queries(name: str, modules: Sequence[nn.Module], sink: Sink) -> Iterator[None]:
-    """Shows the queries, after RoPE, that the attention function ``name`` (``sdpa``, ``eager``, …) is called with by ``modules``.
+    """Shows the queries, after RoPE, that ``modules``, one per layer, call the attention function ``name`` (``sdpa``, ``eager``, …) with.
 
     The function that is there stays the one that computes; other models pass through. The table of transformers is as it was afterwards.
     """
-    layers = {id(module): module.layer_idx for module in modules}
+    layers = {id(module): layer for layer, module in enumerate(modules)}
     with _table:
         base = ALL_ATTENTION_FUNCTIONS.get(name)
 
