@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -107,7 +108,7 @@ class DumpWriter:
         for layer in range(self._geometry.layers):
             for part in PARTS:
                 shape = [self._seq, self._geometry.heads(part), self._geometry.head_dim]
-                add(f"layers.{layer}.{part}", label, shape, int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize)
+                add(f"layers.{layer}.{part}", label, shape, math.prod(shape) * self._dtype.itemsize)
         text = compact(tensors).encode()
         text += b" " * (-len(text) % 8)
         header = len(text).to_bytes(8, "little") + text
@@ -128,11 +129,11 @@ class DumpWriter:
                 f" in {self._geometry.layers} layers, got {tuple(rows.shape)}"
             )
         rounded = rows.to(self._dtype)
-        if rounded.dtype != rows.dtype:
-            self.overflow += int((rows.isfinite() & ~rounded.isfinite()).sum())
+        if rounded.dtype != rows.dtype and (infinite := rounded.isinf()).any():
+            self.overflow += int((infinite & rows.isfinite()).sum())
         size = self._dtype.itemsize
         words = rounded.contiguous().cpu().view(torch.int16 if size == 2 else torch.int32).numpy()
-        offset = self._offsets[f"layers.{layer}.{part}"] + start * int(np.prod(expected)) * size
+        offset = self._offsets[f"layers.{layer}.{part}"] + start * math.prod(expected) * size
         self._put(offset, words.astype(words.dtype.newbyteorder("<"), copy=False).data)
         self._written[layer, part] = start + seq
 
