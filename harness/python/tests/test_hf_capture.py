@@ -155,6 +155,9 @@ def test_existing_dump_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:
     assert (path.read_bytes(), names(tmp_path)) == (b"old", ["run.safetensors"])
     capture(model, {"run": PROMPT}, tmp_path, overwrite=True)
     assert load_file(path)["tokens"].tolist()[:19] == PROMPT
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder.safetensors`: expected a file, got a folder"):
+        capture(model, {"folder": PROMPT}, tmp_path, overwrite=True)
 
 
 def test_failure_leaves_neither_files_nor_hooks(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import facts
-from .dump import DTYPES, DumpWriter, check_run_name, exists
+from .dump import DTYPES, DumpWriter, check_run_name
 from .tap import TappedCache, tapped_queries
 
 Content = Union[str, Sequence[int]]
@@ -219,8 +219,6 @@ class _Recorder:
             raise ValueError(
                 f"expected 1 to {context} tokens, the context of the model, got {len(prompt)} of the prompt and {decode_tokens} to decode"
             )
-        if os.path.lexists(path) and not self._overwrite:
-            raise exists(path)
         vocabulary = facts.text_config(self._model.config).vocab_size
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise ValueError(f"tokens: expected ids of 0 to {vocabulary - 1}, got {min(prompt)} to {max(prompt)}")

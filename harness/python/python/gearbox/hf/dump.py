@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,6 +58,7 @@ class DumpWriter:
 
         Raises:
             FileExistsError: if ``path`` exists and ``overwrite`` is off.
+            IsADirectoryError: if it is a folder.
             OSError: if the folder takes no new file.
         """
         self._path, self._geometry, self._overwrite = path, geometry, overwrite
@@ -65,15 +67,18 @@ class DumpWriter:
         self._written: dict[tuple[int, str], int] = {}
         self.overflow = 0
         """Finite elements so far that are infinite in the type of the dump."""
+        if path.is_dir():
+            raise IsADirectoryError(f"`{path}`: expected a file, got a folder")
         if os.path.lexists(path) and not overwrite:
-            raise exists(path)
+            raise _exists(path)
         header, self._offsets = self._layout(_LABELS[dtype], entries, metadata)
         self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.gearbox-tmp")
         self._file: BinaryIO = open(self._temporary, "xb", buffering=0)
         try:
             if fcntl is not None:
-                # Tells other programs of Gearbox that this is no leftover.
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Tells other programs of Gearbox that this is no leftover. A file system without locks has to do without.
+                with suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._put(0, header)
         except BaseException:
             self._discard()
@@ -160,11 +165,11 @@ class DumpWriter:
             # Unlike a renaming, this fails if the name is taken.
             os.link(self._temporary, self._path)
         except FileExistsError:
-            raise exists(self._path) from None
+            raise _exists(self._path) from None
         except OSError:
             # A file system without links.
             if os.path.lexists(self._path):
-                raise exists(self._path) from None
+                raise _exists(self._path) from None
             os.rename(self._temporary, self._path)
             return
         os.unlink(self._temporary)
@@ -186,6 +191,6 @@ class DumpWriter:
         self._discard()
 
 
-def exists(path: Path) -> FileExistsError:
+def _exists(path: Path) -> FileExistsError:
     """The error for an output that is there already."""
     return FileExistsError(f"`{path}`: exists already; overwrite replaces it")
