@@ -13,12 +13,12 @@ gearbox = pytest.importorskip("gearbox")
 if not hasattr(gearbox, "Cache"):
     pytest.skip("the compiled part of gearbox is not built: maturin develop", allow_module_level=True)
 
-import torch  # noqa: E402
-from hf_models import FAMILIES, PROMPT, small, tiny  # noqa: E402
-from transformers import DynamicCache, PreTrainedModel  # noqa: E402
-from transformers.cache_utils import Cache  # noqa: E402
+import torch
+from hf_models import FAMILIES, PROMPT, small, tiny
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache
 
-from gearbox.hf import GearboxCache  # noqa: E402
+from gearbox.hf import GearboxCache
 
 PLANES = {"routes": [{"codec": {"id": "planes"}}], "chunking": {"mode": "chunked-grouped", "tokens": 8}}
 QUANT = {

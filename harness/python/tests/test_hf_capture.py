@@ -14,13 +14,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import torch  # noqa: E402
-from hf_models import PROMPT, TINY, gearbox, shared, small, tiny  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from transformers import PreTrainedModel  # noqa: E402
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
+import torch
+from hf_models import PROMPT, TINY, gearbox, shared, small, tiny
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gearbox.hf.capture import Prompt, capture, main  # noqa: E402
+from gearbox.hf.capture import Prompt, capture, main
 
 TEXT = "It was a dark and stormy night, and Sherlock Holmes sat in his chair by the fire. " * 5
 TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}

@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import torch  # noqa: E402
-from hf_models import FAMILIES, PROMPT, WINDOW, small, watched  # noqa: E402
-from safetensors import safe_open  # noqa: E402
+import torch
+from hf_models import FAMILIES, PROMPT, WINDOW, small, watched
+from safetensors import safe_open
 
-from gearbox.hf import facts  # noqa: E402
-from gearbox.hf.capture import capture  # noqa: E402
+from gearbox.hf import facts
+from gearbox.hf.capture import capture
 
 ROTATED = [family for family in FAMILIES if family not in ("gpt2", "llama-yarn")]
 SLIDING = ["mistral", "qwen2", "gemma2", "gemma3-text", "gemma3"]

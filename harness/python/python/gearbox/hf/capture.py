@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 import torch
 import transformers
@@ -25,7 +24,7 @@ from . import facts
 from .dump import DTYPES, DumpWriter, check_run_name
 from .tap import TappedCache, tapped_queries
 
-Content = Union[str, Sequence[int]]
+Content = str | Sequence[int]
 """What a prompt says: a text, or token ids."""
 
 
