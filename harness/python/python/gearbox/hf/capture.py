@@ -123,8 +123,9 @@ def capture(
     recorder = _Recorder(model, label, block, overwrite)
     done = []
     for prompt in _prompts(prompts):
-        ids = encode(prompt.content) if isinstance(prompt.content, str) else [int(id) for id in prompt.content]
         try:
+            check_run_name(prompt.name)
+            ids = encode(prompt.content) if isinstance(prompt.content, str) else [int(id) for id in prompt.content]
             captured = recorder.run(folder / f"{prompt.name}.safetensors", ids[:max_tokens], decode_tokens)
         except ValueError as error:
             raise ValueError(f"prompt `{prompt.name}`: {error}") from error
@@ -212,7 +213,6 @@ class _Recorder:
 
     def run(self, path: Path, prompt: Sequence[int], decode_tokens: int) -> Captured:
         """Writes the dump of one prompt."""
-        check_run_name(path.stem)
         context, seq = self._geometry.context, len(prompt) + decode_tokens
         if not prompt or seq > context:
             raise ValueError(
