@@ -198,6 +198,7 @@ def test_somebody_elses_attention_function_is_called_and_kept(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("prompts", "settings", "message"),
     [
+        ({"../run": PROMPT}, {}, "got `../run`"),
         ({"a b": PROMPT}, {}, "prompt `a b`: run name: expected letters"),
         (
             {"run": []},
