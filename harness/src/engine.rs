@@ -14,7 +14,7 @@ use gearbox_core::{Chunk, ChunkCoder, Context, DType, Error, ErrorKind, Needs, P
 use rayon::prelude::*;
 
 pub use decode::{Decoded, decode};
-pub use encode::{Encoded, check, encode, offered, train};
+pub use encode::{Encoded, check, encode, encode_arrays, offered, train};
 
 /// Bytes of tensors that are in flight at a time, unless two chunks alone are larger.
 const BATCH_BYTES: usize = 16 << 20;
@@ -54,12 +54,13 @@ impl Uses {
     }
 
     /// Cuts the chunks of the layer into jobs; a step is a role and a chunk number.
-    fn jobs(self, chunks: usize) -> Vec<Vec<(Role, usize)>> {
-        let steps = (0..chunks).flat_map(|chunk| Role::ALL.map(|role| (role, chunk)));
+    fn jobs(self, chunks: usize, roles: &[Role]) -> Vec<Vec<(Role, usize)>> {
+        let of_chunk = |chunk| roles.iter().map(move |role| (*role, chunk));
+        let steps = (0..chunks).flat_map(of_chunk);
         let sequential = self.0.iter().any(|uses| uses.history);
         match (sequential, self.of_role(Role::Value).peer) {
             (true, _) => vec![steps.collect()],
-            (false, true) => (0..chunks).map(|chunk| Role::ALL.map(|role| (role, chunk)).to_vec()).collect(),
+            (false, true) => (0..chunks).map(|chunk| of_chunk(chunk).collect()).collect(),
             (false, false) => steps.map(|step| vec![step]).collect(),
         }
     }

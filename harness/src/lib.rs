@@ -10,6 +10,7 @@ pub mod entropy;
 pub mod evict;
 pub mod exp;
 pub mod gate;
+pub mod inspect;
 pub mod isolate;
 pub mod loading;
 pub mod metrics;

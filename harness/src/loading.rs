@@ -11,6 +11,7 @@ use gearbox_abi::{Host, Level, LoadError, Source};
 use gearbox_core::{AnyEntry, Registry, Result, ResultExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::isolate::{Isolation, Limits, Spawn};
 
@@ -44,6 +45,24 @@ pub struct LibraryFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^[0-9a-fA-F]{64}$"))]
     pub sha256: Option<String>,
+}
+
+/// What there is to know of a plugin, its default settings and their schema included.
+///
+/// # Errors
+/// What building the plugin with default settings reports.
+pub fn describe(entry: &AnyEntry) -> Result<Value> {
+    Ok(json!({
+        "id": entry.id(),
+        "kind": entry.kind(),
+        "aliases": entry.aliases(),
+        "summary": entry.summary(),
+        "source": entry.source(),
+        "format_version": entry.format_version(),
+        "origin": entry.origin(),
+        "defaults": entry.default_config()?,
+        "schema": entry.schema(),
+    }))
 }
 
 impl LoadArgs {

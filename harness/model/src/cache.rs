@@ -4,19 +4,21 @@ mod attention;
 mod layer;
 mod ledger;
 mod positions;
+mod tensors;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, KeepSet, Needs, Pipeline, Result, ResultExt, Role,
-    Rope, Shape,
+    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, EvictionSession, KeepSet, Needs, Pipeline, Result,
+    ResultExt, Role, Rope, Shape,
 };
 
 use self::attention::Scratch;
 use self::layer::{Decoded, Layer};
 pub use self::ledger::{CacheLedger, LayerBytes, LayerLedger, Timings, Usage};
+pub use self::tensors::{TensorCache, TensorCacheSpec};
 use crate::element::narrow;
 use crate::{Config, from_candle};
 
@@ -49,7 +51,9 @@ struct Spec {
     kv_heads: usize,
     dim: usize,
     dtype: DType,
-    rope: Rope,
+    rope: Option<Rope>,
+    /// Whether the ids of tokens are known.
+    knows_ids: bool,
     pipeline: Option<Arc<Pipeline>>,
     residual: usize,
     chunk: usize,
@@ -57,6 +61,70 @@ struct Spec {
 }
 
 impl Spec {
+    /// Takes over the options; what belongs to the model is left to the caller.
+    fn new(options: &CacheOptions) -> Result<Self> {
+        let pipeline = options.pipeline.clone();
+        let chunk = options.chunk.unwrap_or(pipeline.as_deref().map_or(CHUNK, chunk_tokens));
+        for (name, value) in [("chunk", chunk), ("block", options.block)] {
+            if value == 0 {
+                return Err(Error::invalid_config(format!("`{name}`: expected at least 1 token, got 0")));
+            }
+        }
+        let (dtype, residual, block) = (options.dtype, options.residual, options.block);
+        Ok(Self {
+            q_heads: 0,
+            kv_heads: 0,
+            dim: 0,
+            dtype,
+            rope: None,
+            knows_ids: false,
+            pipeline,
+            residual,
+            chunk,
+            block,
+        })
+    }
+
+    /// What plugins may look at besides the tensor they code.
+    fn offered(&self) -> Needs {
+        Needs { tokens: self.knows_ids, rope: self.rope.is_some(), peer: true, history: true }
+    }
+
+    /// Empty layers, after a check that the pipeline can code them; and whether it looks at token ids.
+    fn layers(&self, count: usize) -> Result<(Vec<Layer>, bool)> {
+        let mut layers = Vec::with_capacity(count);
+        let mut uses_ids = false;
+        for id in 0..count as u32 {
+            for role in Role::ALL {
+                let Some(pipeline) = &self.pipeline else { continue };
+                let coder = pipeline.live_coder(id, role)?;
+                coder.check(self.dtype, self.offered()).context(|| format!("layer {id}, {role}"))?;
+                uses_ids |= coder.context().tokens && self.knows_ids;
+            }
+            layers.push(Layer::new(id));
+        }
+        Ok((layers, uses_ids))
+    }
+
+    /// A session of the policy of a layer.
+    fn session(&self, layer: u32, layers: u32) -> Result<Option<Box<dyn EvictionSession>>> {
+        let Some(pipeline) = &self.pipeline else { return Ok(None) };
+        let geometry = CacheGeometry { layer, layers, q_heads: self.q_heads, kv_heads: self.kv_heads, dim: self.dim };
+        let session = pipeline.policy(layer)?.map(|policy| policy.session(&geometry)).transpose();
+        session.context(|| format!("layer {layer}"))
+    }
+
+    /// Whether a tail of so many tokens holds a chunk that is old enough to be encoded.
+    fn ages(&self, tail: usize) -> bool {
+        self.pipeline.is_some() && tail >= self.residual + self.chunk
+    }
+
+    /// Bytes of the trained models of the pipeline.
+    fn artifact_bytes(&self) -> u64 {
+        let pipeline = self.pipeline.iter();
+        pipeline.flat_map(|pipeline| pipeline.artifacts()).map(|(_, artifact)| artifact.0.len() as u64).sum()
+    }
+
     fn shape(&self, seq: usize) -> Shape {
         Shape::new(seq, self.kv_heads, self.dim)
     }
@@ -122,48 +190,18 @@ fn shrink<T>(buffer: &mut Vec<T>, row: usize) {
 
 impl Cache {
     pub(crate) fn new(config: &Config, options: &CacheOptions) -> Result<Self> {
-        let pipeline = options.pipeline.clone();
-        let chunk = options.chunk.unwrap_or(pipeline.as_deref().map_or(CHUNK, chunk_tokens));
-        for (name, value) in [("chunk", chunk), ("block", options.block)] {
-            if value == 0 {
-                return Err(Error::invalid_config(format!("`{name}`: expected at least 1 token, got 0")));
-            }
-        }
-        let offered = Needs { tokens: true, rope: true, peer: true, history: true };
-        let mut layers = Vec::with_capacity(config.layers);
-        let mut uses_ids = false;
-        for id in 0..config.layers as u32 {
-            let mut session = None;
-            if let Some(pipeline) = &pipeline {
-                for role in Role::ALL {
-                    let coder = pipeline.live_coder(id, role)?;
-                    coder.check(options.dtype, offered).context(|| format!("layer {id}, {role}"))?;
-                    uses_ids |= coder.context().tokens;
-                }
-                let geometry = CacheGeometry {
-                    layer: id,
-                    layers: config.layers as u32,
-                    q_heads: config.q_heads,
-                    kv_heads: config.kv_heads,
-                    dim: config.head_dim,
-                };
-                let policy = pipeline.policy(id)?;
-                session =
-                    policy.map(|policy| policy.session(&geometry)).transpose().context(|| format!("layer {id}"))?;
-            }
-            layers.push(Layer::new(id, session));
-        }
         let spec = Spec {
             q_heads: config.q_heads,
             kv_heads: config.kv_heads,
             dim: config.head_dim,
-            dtype: options.dtype,
-            rope: config.rope.clone(),
-            pipeline,
-            residual: options.residual,
-            chunk,
-            block: options.block,
+            rope: Some(config.rope.clone()),
+            knows_ids: true,
+            ..Spec::new(options)?
         };
+        let (mut layers, uses_ids) = spec.layers(config.layers)?;
+        for layer in &mut layers {
+            layer.session = spec.session(layer.id, config.layers as u32)?;
+        }
         Ok(Self {
             spec,
             layers,
@@ -203,17 +241,9 @@ impl Cache {
     /// What is resident, by layer.
     pub fn ledger(&self) -> CacheLedger {
         let seen = self.ids.len() as u64;
-        let layer = |layer: &Layer| LayerLedger {
-            layer: layer.id,
-            seen,
-            live: layer.positions.len() as u64,
-            chunks: layer.chunks() as u64,
-            bytes: layer.bytes(),
-            usage: layer.usage,
-        };
         CacheLedger {
-            layers: self.layers.iter().map(layer).collect(),
-            artifacts: self.artifact_bytes(),
+            layers: self.layers.iter().map(|layer| layer.ledger(seen)).collect(),
+            artifacts: self.spec.artifact_bytes(),
             token_ids: self.id_bytes(),
             usage: self.usage,
             scratch: self.scratch.bytes() + self.decoded.iter().map(|bytes| bytes.capacity() as u64).sum::<u64>(),
@@ -225,18 +255,13 @@ impl Cache {
         self.timings
     }
 
-    fn artifact_bytes(&self) -> u64 {
-        let pipeline = self.spec.pipeline.iter();
-        pipeline.flat_map(|pipeline| pipeline.artifacts()).map(|(_, artifact)| artifact.0.len() as u64).sum()
-    }
-
     fn id_bytes(&self) -> u64 {
         if self.uses_ids { (self.ids.capacity() * size_of::<u32>()) as u64 } else { 0 }
     }
 
     fn resident(&self) -> u64 {
         let layers: u64 = self.layers.iter().map(|layer| layer.bytes().total()).sum();
-        layers + self.artifact_bytes() + self.id_bytes()
+        layers + self.spec.artifact_bytes() + self.id_bytes()
     }
 
     /// Begins a step with these tokens. A cache that failed in the middle of a step is of no more use.

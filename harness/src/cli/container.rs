@@ -20,7 +20,7 @@ use crate::loading::SEARCH_PATH;
 use crate::report::{self, Columns};
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::{compare, engine, pipelines};
+use crate::{compare, engine, inspect, pipelines};
 
 /// Encodes a dump into a container.
 #[derive(Debug, Args)]
@@ -246,7 +246,7 @@ impl InspectArgs {
             (Container::open(file, &Limits::default()).map_err(hint).context(place)?, Vec::new())
         };
         if json {
-            report::print_json(&inspect_json(&container, &damage))?;
+            report::print_json(&inspect::describe(&container, &damage))?;
         } else {
             report::print(&inspect_text(&container, &damage))?;
         }
@@ -260,38 +260,6 @@ fn ledger_rows(container: &Container<File>) -> BTreeMap<(Section, Option<Role>, 
         *rows.entry((account.section, account.role, account.lane.clone())).or_default() += bytes;
     }
     rows
-}
-
-fn inspect_json(container: &Container<File>, damage: &[Damage]) -> serde_json::Value {
-    let header = container.header();
-    let sequences: Vec<_> = container
-        .sequences()
-        .map(|sequence| {
-            let info = &sequence.info;
-            json!({
-                "run": container.run(info.run).map(|run| run.name.clone()).unwrap_or_default(),
-                "layer": info.layer, "role": info.role, "dtype": info.dtype, "heads": info.heads, "dim": info.dim,
-                "entries": info.entries.len(), "tokens": info.seq(), "chunks": sequence.chunks.len(),
-                "missing_tokens": sequence.missing,
-                "digest": sequence.digest.map(|digest| format!("{digest:032x}")),
-            })
-        })
-        .collect();
-    let ledger: Vec<_> = container
-        .ledger()
-        .rows()
-        .map(|(account, bytes)| json!({
-            "section": account.section, "layer": account.layer, "role": account.role, "lane": account.lane, "bytes": bytes
-        }))
-        .collect();
-    let damage: Vec<_> = damage
-        .iter()
-        .map(|damage| json!({ "start": damage.range.start, "end": damage.range.end, "message": damage.message }))
-        .collect();
-    json!({
-        "writer": header.writer, "plugins": header.plugins, "pipeline": header.pipeline, "file_bytes": container.file_bytes(),
-        "sequences": sequences, "ledger": ledger, "damage": damage,
-    })
 }
 
 fn inspect_text(container: &Container<File>, damage: &[Damage]) -> String {

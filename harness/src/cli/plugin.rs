@@ -8,7 +8,7 @@ use gearbox_core::{AnyEntry, Error, Kind, Registry, Result};
 use serde_json::{Value, json};
 
 use crate::isolate::Limits;
-use crate::loading::LoadArgs;
+use crate::loading::{LoadArgs, describe};
 use crate::report::{self, Columns};
 use crate::scaffold::{self, Language};
 use crate::status::Status;
@@ -113,23 +113,9 @@ fn new(name: &str, kind: NewKind, language: Language, out: Option<PathBuf>, json
     report::print(&format!("next: {}", folder.join("README.md").display()))
 }
 
-fn facts(entry: &AnyEntry) -> Result<Value> {
-    Ok(json!({
-        "id": entry.id(),
-        "kind": entry.kind(),
-        "aliases": entry.aliases(),
-        "summary": entry.summary(),
-        "source": entry.source(),
-        "format_version": entry.format_version(),
-        "origin": entry.origin(),
-        "defaults": entry.default_config()?,
-        "schema": entry.schema(),
-    }))
-}
-
 fn list(registry: &Registry, json: bool) -> Result<()> {
     if json {
-        return report::print_json(&registry.entries().map(facts).collect::<Result<Vec<_>>>()?);
+        return report::print_json(&registry.entries().map(describe).collect::<Result<Vec<_>>>()?);
     }
     let mut table = Columns::new(&["id", "kind", ">format", "origin", "summary"]);
     for entry in registry.entries() {
@@ -146,7 +132,7 @@ fn list(registry: &Registry, json: bool) -> Result<()> {
 
 fn show(entry: &AnyEntry, json: bool) -> Result<()> {
     if json {
-        return report::print_json(&facts(entry)?);
+        return report::print_json(&describe(entry)?);
     }
     let aliases =
         if entry.aliases().is_empty() { String::new() } else { format!(" (also `{}`)", entry.aliases().join("`, `")) };

@@ -40,7 +40,7 @@ pub fn decode<S: ReadAt>(
     let mut jobs: Vec<(Pair, Vec<(Role, usize)>)> = Vec::new();
     for (layer, pair) in pairs(&sequences) {
         let chunks = pair.iter().flatten().map(|idx| sequences[*idx].chunks.len()).max().unwrap_or(0);
-        jobs.extend(Uses::of(pipeline, layer).jobs(chunks).into_iter().map(|steps| (pair, steps)));
+        jobs.extend(Uses::of(pipeline, layer).jobs(chunks, &Role::ALL).into_iter().map(|steps| (pair, steps)));
     }
     let step_bytes = |idx: usize, chunk: usize| {
         let sequence = sequences[idx];

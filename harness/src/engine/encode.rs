@@ -16,7 +16,7 @@ use gearbox_core::{
 use indicatif::ProgressBar;
 
 use super::{Known, SequenceCost, Uses, guarded, in_batches};
-use crate::dump::{Dump, Entry, Layer, Mapped, Run};
+use crate::dump::{Arrays, Dump, Entry, Layer, Mapped, Run, Tensor};
 
 /// What encoding a dump gave.
 #[derive(Debug)]
@@ -31,13 +31,7 @@ pub struct Encoded {
 
 /// What a dump offers to plugins besides its tensors.
 pub fn offered(dump: &Dump) -> Needs {
-    let entries = || dump.runs.iter().flat_map(|run| &run.layers).flat_map(|layer| &layer.entries);
-    Needs {
-        tokens: entries().all(|entry| entry.tokens.is_some()),
-        rope: dump.runs.iter().all(|run| run.rope.is_some()),
-        peer: true,
-        history: true,
-    }
+    Input::files(dump).offered()
 }
 
 /// Checks before any work starts that a pipeline can code a dump.
@@ -45,30 +39,63 @@ pub fn offered(dump: &Dump) -> Needs {
 /// # Errors
 /// [`ErrorKind::Unsupported`](gearbox_core::ErrorKind::Unsupported) with the reason and the first layer it holds for.
 pub fn check(dump: &Dump, pipeline: &Pipeline) -> Result<()> {
-    let offered = offered(dump);
-    for run in &dump.runs {
-        for layer in &run.layers {
-            let Some(first) = layer.entries.first() else { continue };
-            for role in Role::ALL {
-                pipeline
-                    .check(layer.id, role, first.tensor(role).dtype, offered)
-                    .context(|| format!("run `{}`, layer {}, {role}", run.name, layer.id))?;
-            }
+    Input::files(dump).check(pipeline)
+}
+
+/// What is encoded: an index, and where its tensors lie.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    index: &'a Dump,
+    /// Arrays in memory, instead of the files that the index names.
+    memory: Option<&'a Arrays<'a>>,
+    roles: &'a [Role],
+}
+
+impl<'a> Input<'a> {
+    fn files(index: &'a Dump) -> Self {
+        Self { index, memory: None, roles: &Role::ALL }
+    }
+
+    fn memory(arrays: &'a Arrays<'a>) -> Self {
+        Self { index: arrays.index(), memory: Some(arrays), roles: arrays.roles() }
+    }
+
+    fn offered(self) -> Needs {
+        let entries = || self.index.iter().map(|(_, _, entry)| entry);
+        Needs {
+            tokens: entries().all(|entry| entry.tokens.is_some()),
+            rope: self.index.runs.iter().all(|run| run.rope.is_some()),
+            peer: self.roles.contains(&Role::Key),
+            history: true,
         }
     }
-    Ok(())
-}
 
-/// The tensor of a planned chunk: one piece of a file, or several pieces joined.
-enum Source {
-    Mapped(Mapped),
-    Joined(Vec<u8>),
-}
+    fn check(self, pipeline: &Pipeline) -> Result<()> {
+        let offered = self.offered();
+        for run in &self.index.runs {
+            for layer in &run.layers {
+                let Some(first) = layer.entries.first() else { continue };
+                for &role in self.roles {
+                    pipeline
+                        .check(layer.id, role, first.tensor(role).dtype, offered)
+                        .context(|| format!("run `{}`, layer {}, {role}", run.name, layer.id))?;
+                }
+            }
+        }
+        Ok(())
+    }
 
-impl Source {
-    fn read(entries: &[Entry], role: Role, plan: &ChunkPlan) -> Result<Self> {
+    fn tokens(self, tensor: &Tensor, range: Range<usize>) -> Result<Source<'a>> {
+        Ok(match self.memory {
+            Some(arrays) => Source::Memory(arrays.tokens(tensor, range)),
+            None => Source::Mapped(tensor.map_tokens(range)?),
+        })
+    }
+
+    /// The tensor of a planned chunk.
+    fn read(self, entries: &[Entry], role: Role, plan: &ChunkPlan) -> Result<Source<'a>> {
         if let [(idx, range)] = plan.pieces.as_slice() {
-            return Ok(Self::Mapped(entries[*idx].tensor(role).map_tokens(range.clone())?));
+            return self.tokens(entries[*idx].tensor(role), range.clone());
         }
         let bytes = |(idx, range): &(usize, Range<usize>)| {
             let tensor = entries[*idx].tensor(role);
@@ -76,14 +103,24 @@ impl Source {
         };
         let mut joined = Vec::with_capacity(plan.pieces.iter().map(bytes).sum());
         for (idx, range) in &plan.pieces {
-            joined.extend_from_slice(&entries[*idx].tensor(role).map_tokens(range.clone())?);
+            joined.extend_from_slice(self.tokens(entries[*idx].tensor(role), range.clone())?.bytes());
         }
-        Ok(Self::Joined(joined))
+        Ok(Source::Joined(joined))
     }
+}
 
+/// The tensor of a planned chunk: one piece of a file or array, or several pieces joined.
+enum Source<'a> {
+    Mapped(Mapped),
+    Memory(&'a [u8]),
+    Joined(Vec<u8>),
+}
+
+impl Source<'_> {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(bytes) => bytes,
+            Self::Memory(bytes) => bytes,
             Self::Joined(bytes) => bytes,
         }
     }
@@ -93,17 +130,17 @@ fn spans(layer: &Layer) -> Vec<Span> {
     layer.entries.iter().map(Entry::span).collect()
 }
 
-struct Step {
+struct Step<'a> {
     role: Role,
     chunk: usize,
-    source: Source,
+    source: Source<'a>,
     encoded: EncodedChunk,
     /// What decoding gives, where that is not the source.
     decoded: Option<Vec<u8>>,
     ns: u64,
 }
 
-impl Step {
+impl Step<'_> {
     /// Elements that a transform keeps exact beside its codes.
     fn escapes(&self) -> u64 {
         let lanes = self.encoded.lanes.iter().map(|lane| &lane.spec);
@@ -114,14 +151,15 @@ impl Step {
 
 /// Everything about one layer that its jobs share.
 struct LayerWork<'a> {
+    input: Input<'a>,
     run: &'a RunInfo,
     layer: &'a Layer,
     plans: Vec<ChunkPlan>,
 }
 
 impl<'a> LayerWork<'a> {
-    fn new(run: &'a RunInfo, layer: &'a Layer, chunking: Chunking) -> Self {
-        Self { run, layer, plans: chunking.plan(&spans(layer)) }
+    fn new(input: Input<'a>, run: &'a RunInfo, layer: &'a Layer, chunking: Chunking) -> Self {
+        Self { input, run, layer, plans: chunking.plan(&spans(layer)) }
     }
 
     fn bytes(&self, steps: &[(Role, usize)]) -> usize {
@@ -149,7 +187,7 @@ impl<'a> LayerWork<'a> {
     /// The lanes of a chunk, for training; they come without peer and history.
     fn samples(&self, role: Role, coder: &ChunkCoder, chunk: usize) -> Result<Vec<(usize, Sample<'static>)>> {
         let plan = &self.plans[chunk];
-        let source = Source::read(&self.layer.entries, role, plan)?;
+        let source = self.input.read(&self.layer.entries, role, plan)?;
         let tensor = self.layer.entries[plan.pieces[0].0].tensor(role);
         let chunk = Chunk::new(tensor.shape.with_seq(plan.seq), tensor.dtype, source.bytes())?;
         let tokens = self.run.tokens(plan.first_token, plan.seq);
@@ -162,7 +200,7 @@ impl<'a> LayerWork<'a> {
         Ok(lanes.map(sample).collect())
     }
 
-    fn encode(&self, pipeline: &Pipeline, steps: &[(Role, usize)]) -> Result<Vec<Step>> {
+    fn encode(&self, pipeline: &Pipeline, steps: &[(Role, usize)]) -> Result<Vec<Step<'a>>> {
         let mut known = Known::new(Uses::of(pipeline, self.layer.id));
         let mut done = Vec::with_capacity(steps.len());
         for &(role, chunk) in steps {
@@ -173,9 +211,9 @@ impl<'a> LayerWork<'a> {
         Ok(done)
     }
 
-    fn encode_step(&self, pipeline: &Pipeline, known: &mut Known, role: Role, chunk: usize) -> Result<Step> {
+    fn encode_step(&self, pipeline: &Pipeline, known: &mut Known, role: Role, chunk: usize) -> Result<Step<'a>> {
         let plan = &self.plans[chunk];
-        let source = Source::read(&self.layer.entries, role, plan)?;
+        let source = self.input.read(&self.layer.entries, role, plan)?;
         let first = &self.layer.entries[plan.pieces[0].0];
         let (dtype, shape) = (first.tensor(role).dtype, first.tensor(role).shape.with_seq(plan.seq));
         let key = Some((first.key.shape.with_seq(plan.seq), first.key.dtype));
@@ -209,23 +247,46 @@ pub fn encode<W: Write + Send>(
     out: W,
     progress: &ProgressBar,
 ) -> Result<(W, Encoded)> {
-    check(dump, pipeline)?;
-    train(dump, pipeline)?;
+    encode_input(Input::files(dump), pipeline, out, progress)
+}
+
+/// Encodes arrays into a container, which is the one that [`encode`] makes of a dump with the same content.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_arrays<W: Write + Send>(
+    arrays: &Arrays<'_>,
+    pipeline: &mut Pipeline,
+    out: W,
+    progress: &ProgressBar,
+) -> Result<(W, Encoded)> {
+    encode_input(Input::memory(arrays), pipeline, out, progress)
+}
+
+fn encode_input<W: Write + Send>(
+    input: Input<'_>,
+    pipeline: &mut Pipeline,
+    out: W,
+    progress: &ProgressBar,
+) -> Result<(W, Encoded)> {
+    input.check(pipeline)?;
+    train_input(input, pipeline)?;
     let pipeline = &*pipeline;
     let chunking = pipeline.spec().chunking;
     let mut writer = ContainerWriter::new(out, pipeline)?;
     let mut costs = Vec::new();
     let mut escapes = 0;
-    for run in &dump.runs {
+    for run in &input.index.runs {
         let info = run_info(run, pipeline.context())?;
         let run_id = writer.add_run(&info)?;
-        let layers: Vec<_> = run.layers.iter().map(|layer| LayerWork::new(&info, layer, chunking)).collect();
-        let mut ids: Vec<[SequenceId; 2]> = Vec::new();
-        let first_cost = costs.len();
+        let layers: Vec<_> = run.layers.iter().map(|layer| LayerWork::new(input, &info, layer, chunking)).collect();
+        // By layer, then by role; with the place of its cost.
+        let mut ids: Vec<BTreeMap<Role, (SequenceId, usize)>> = Vec::new();
         let mut jobs = Vec::new();
         for (idx, work) in layers.iter().enumerate() {
             let mut add = |role| {
                 let info = sequence_info(run_id, work.layer, role);
+                let cost = costs.len();
                 costs.push(SequenceCost {
                     run: run.name.clone(),
                     layer: work.layer.id,
@@ -234,11 +295,11 @@ pub fn encode<W: Write + Send>(
                     chunks: work.plans.len(),
                     ns: 0,
                 });
-                writer.add_sequence(info)
+                Ok((role, (writer.add_sequence(info)?, cost)))
             };
-            ids.push([add(Role::Key)?, add(Role::Value)?]);
+            ids.push(input.roles.iter().map(|role| add(*role)).collect::<Result<_>>()?);
             let uses = Uses::of(pipeline, work.layer.id);
-            jobs.extend(uses.jobs(work.plans.len()).into_iter().map(|steps| (idx, steps)));
+            jobs.extend(uses.jobs(work.plans.len(), input.roles).into_iter().map(|steps| (idx, steps)));
         }
         in_batches(
             &jobs,
@@ -248,9 +309,9 @@ pub fn encode<W: Write + Send>(
                 for step in steps? {
                     let plan = &layers[*layer].plans[step.chunk];
                     let decoded = step.decoded.as_deref().unwrap_or(step.source.bytes());
-                    let id = ids[*layer][step.role as usize];
+                    let (id, cost) = ids[*layer][&step.role];
                     writer.add_chunk(id, plan.first_token, plan.seq, &step.encoded, decoded)?;
-                    costs[first_cost + 2 * layer + step.role as usize].ns += step.ns;
+                    costs[cost].ns += step.ns;
                     escapes += step.escapes();
                     progress.inc(decoded.len() as u64);
                 }
@@ -311,26 +372,31 @@ fn sequence_info(run: RunId, layer: &Layer, role: Role) -> SequenceInfo {
 /// # Errors
 /// What the codecs and the files report.
 pub fn train(dump: &Dump, pipeline: &mut Pipeline) -> Result<()> {
+    train_input(Input::files(dump), pipeline)
+}
+
+fn train_input(input: Input<'_>, pipeline: &mut Pipeline) -> Result<()> {
     let mut coders = BTreeMap::new();
-    for layer in dump.runs.iter().flat_map(|run| &run.layers) {
-        for role in Role::ALL {
+    for layer in input.index.runs.iter().flat_map(|run| &run.layers) {
+        for &role in input.roles {
             coders.insert((layer.id, role), pipeline.coder(layer.id, role)?.clone());
         }
     }
-    let infos = dump.runs.iter().map(|run| run_info(run, pipeline.context())).collect::<Result<Vec<_>>>()?;
+    let index = input.index;
+    let infos = index.runs.iter().map(|run| run_info(run, pipeline.context())).collect::<Result<Vec<_>>>()?;
     let chunking = pipeline.spec().chunking;
     let failure = RefCell::new(None);
     let (coders, infos, failed) = (&coders, &infos, &failure);
     guarded(|| {
         pipeline.train(&|slot| {
-            let runs = infos.iter().zip(&dump.runs);
+            let runs = infos.iter().zip(&index.runs);
             let layers = runs.flat_map(|(info, run)| run.layers.iter().map(move |layer| (info, layer)));
             let parts = layers.flat_map(move |(run, layer)| {
-                let used = Role::ALL.into_iter().filter(move |role| coders[&(layer.id, *role)].uses(slot));
+                let used = input.roles.iter().copied().filter(move |role| coders[&(layer.id, *role)].uses(slot));
                 used.map(move |role| (run, layer, role))
             });
             let chunks = parts.flat_map(move |(run, layer, role)| {
-                let work = Rc::new(LayerWork::new(run, layer, chunking));
+                let work = Rc::new(LayerWork::new(input, run, layer, chunking));
                 (0..work.plans.len()).map(move |chunk| (Rc::clone(&work), role, chunk))
             });
             let lanes = chunks.map_while(move |(work, role, chunk)| {

@@ -9,7 +9,7 @@ use gearbox_core::{
 use rayon::prelude::*;
 
 use super::Spec;
-use super::ledger::{LayerBytes, Usage};
+use super::ledger::{LayerBytes, LayerLedger, Usage};
 use super::positions::Positions;
 use super::shrink;
 
@@ -57,7 +57,7 @@ pub(super) struct Layer {
 pub(super) type Decoded = [Vec<u8>; 2];
 
 impl Layer {
-    pub(super) fn new(id: u32, session: Option<Box<dyn EvictionSession>>) -> Self {
+    pub(super) fn new(id: u32) -> Self {
         Self {
             id,
             chunks: Vec::new(),
@@ -65,12 +65,12 @@ impl Layer {
             coded_bytes: LayerBytes::default(),
             tail: Default::default(),
             positions: Positions::All(0),
-            session,
+            session: None,
             usage: Usage::default(),
         }
     }
 
-    pub(super) fn chunks(&self) -> usize {
+    fn chunks(&self) -> usize {
         2 * self.chunks.len()
     }
 
@@ -87,16 +87,38 @@ impl Layer {
         bytes
     }
 
+    /// What it holds, after so many tokens.
+    pub(super) fn ledger(&self, seen: u64) -> LayerLedger {
+        LayerLedger {
+            layer: self.id,
+            seen,
+            live: self.positions.len() as u64,
+            chunks: self.chunks() as u64,
+            bytes: self.bytes(),
+            usage: self.usage,
+        }
+    }
+
+    /// Bytes of the decoded chunks of one role.
+    pub(super) fn coded_len(&self, spec: &Spec) -> usize {
+        self.coded * spec.row()
+    }
+
     /// Fills `out` with the decoded chunks.
     pub(super) fn decode(&self, spec: &Spec, ids: &[u32], out: &mut Decoded) -> Result<()> {
         for out in out.iter_mut() {
-            out.resize(self.coded * spec.row(), 0);
+            out.resize(self.coded_len(spec), 0);
         }
+        let [keys, values] = out;
+        self.decode_into(spec, ids, [keys, values])
+    }
+
+    /// Decodes the chunks into memory of [`Layer::coded_len`] bytes each.
+    pub(super) fn decode_into(&self, spec: &Spec, ids: &[u32], [keys, values]: [&mut [u8]; 2]) -> Result<()> {
         if self.chunks.is_empty() {
             return Ok(());
         }
         let coding = Coding::new(spec, self.id, &self.positions, ids)?;
-        let [keys, values] = out;
         let mut start = 0;
         if coding.uses.history {
             for chunk in &self.chunks {
@@ -118,6 +140,11 @@ impl Layer {
         });
         let jobs: Vec<_> = jobs.collect();
         jobs.into_par_iter().try_for_each(|(chunk, slots, out)| coding.decode(chunk, slots, [&[]; 2], out))
+    }
+
+    /// Whether coding its chunks takes the decoded ones before them.
+    pub(super) fn looks_back(&self, spec: &Spec) -> Result<bool> {
+        Ok(Coding::uses(spec, self.id)?.history)
     }
 
     /// Keeps the named slots: one ascending list for all heads, or one per KV head of equal length.
@@ -142,7 +169,7 @@ impl Layer {
             decoded.extend_from_slice(tail);
             gather(decoded, spec, lists);
         }
-        let history = Coding::uses(spec, self.id)?.history;
+        let history = self.looks_back(spec)?;
         let mut kept = Vec::new();
         let mut raw = Vec::new();
         let (mut start, mut done) = (0, 0);
@@ -188,7 +215,7 @@ impl Layer {
     ) -> Result<()> {
         let mut left = self.tail[0].len() / spec.row();
         let mut end = self.coded;
-        while spec.pipeline.is_some() && left >= spec.residual + spec.chunk {
+        while spec.ages(left) {
             raw.push(end..end + spec.chunk);
             end += spec.chunk;
             left -= spec.chunk;
@@ -266,7 +293,7 @@ struct Coding<'a> {
     coders: [&'a ChunkCoder; 2],
     uses: Needs,
     positions: &'a Positions,
-    /// Ids of all tokens seen.
+    /// Ids of all tokens seen, if they are known.
     ids: &'a [u32],
 }
 
@@ -308,7 +335,7 @@ impl<'a> Coding<'a> {
             positions.iter().enumerate().all(|(idx, position)| *position as usize == first as usize + idx)
         });
         let ids = |positions: Vec<u32>| positions.into_iter().map(|position| self.ids[position as usize]).collect();
-        let wanted = self.uses.tokens;
+        let wanted = self.uses.tokens && self.spec.knows_ids;
         let history_tokens = (wanted && self.uses.history).then(|| self.positions.shared(0..slots.start)).flatten();
         Facts {
             first: first.into(),
@@ -333,7 +360,7 @@ impl<'a> Coding<'a> {
         };
         let mut cx = Context::new(self.layer, role, facts.first);
         cx.tokens = facts.tokens.as_deref().filter(|_| uses.tokens);
-        cx.rope = Some(&self.spec.rope).filter(|_| facts.gapless);
+        cx.rope = self.spec.rope.as_ref().filter(|_| facts.gapless);
         cx.peer = peer.filter(|_| uses.peer).map(chunk).transpose()?;
         if uses.history {
             cx.history = Some(chunk(history)?);
@@ -384,7 +411,7 @@ impl<'a> Coding<'a> {
         let mut encoded = EncodedChunk::default();
         let mut work = || {
             if !facts.gapless {
-                let offered = Needs { tokens: facts.tokens.is_some(), rope: false, peer: true, history: true };
+                let offered = Needs { tokens: facts.tokens.is_some(), rope: false, ..self.spec.offered() };
                 coder.check(self.spec.dtype, offered)?;
             }
             let cx = self.context(role, facts, history, peer)?;

@@ -1,0 +1,40 @@
+"""Pipelines for KV caches of large language models.
+
+`encode` and `decode` turn numpy arrays into containers and back, `Cache` holds the keys and values of a request compressed, `Dump` reads
+captured caches, and `plugins` tells what a pipeline can be made of. The numbers are those of the program `gearbox`: the same code runs.
+
+>>> import numpy, gearbox
+>>> keys = numpy.zeros((256, 8, 64), numpy.float16)
+>>> stored = gearbox.encode((keys, keys), "planes")
+>>> key, value = gearbox.decode(stored)
+>>> bool((key == keys).all()), len(stored) < keys.nbytes
+(True, True)
+"""
+
+from ._gearbox import (
+    Cache,
+    Dump,
+    Entry,
+    GearboxError,
+    Pipeline,
+    __version__,
+    decode,
+    encode,
+    inspect,
+    load_plugin,
+    plugins,
+)
+
+__all__ = [
+    "Cache",
+    "Dump",
+    "Entry",
+    "GearboxError",
+    "Pipeline",
+    "__version__",
+    "decode",
+    "encode",
+    "inspect",
+    "load_plugin",
+    "plugins",
+]

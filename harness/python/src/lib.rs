@@ -1,0 +1,38 @@
+//! The compiled part of the Python package `gearbox`: pipelines over numpy arrays, a compressed cache, dumps and sweeps.
+//!
+//! It holds no codec and no measurement of its own. Each class wraps one type of the harness, each function calls one function of it, and
+//! what they share is here: how arrays cross ([`arrays`]), how errors become exceptions ([`error`]), and which plugins there are
+//! ([`registry`]). The package around it is in `python/gearbox`.
+
+use pyo3::prelude::*;
+
+mod arrays;
+mod cache;
+mod container;
+mod dump;
+mod error;
+mod json;
+mod pipeline;
+mod registry;
+
+/// The compiled part of `gearbox`.
+#[pymodule]
+mod _gearbox {
+    #[pymodule_export]
+    use crate::cache::Cache;
+    #[pymodule_export]
+    use crate::container::{decode, encode, inspect};
+    #[pymodule_export]
+    use crate::dump::{Dump, Entry};
+    #[pymodule_export]
+    use crate::error::GearboxError;
+    #[pymodule_export]
+    use crate::pipeline::Pipeline;
+    #[pymodule_export]
+    use crate::registry::{load_plugin, plugins};
+
+    /// Version of the package and of the program it belongs to.
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python has for it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}
