@@ -81,6 +81,27 @@ pub fn run(dump: &Dump, gate: &Gate, registry: &Registry, attention: Option<&Att
 }
 
 impl Canary {
+    /// What was done.
+    pub fn what(&self) -> String {
+        self.flipped.as_ref().map_or("store, every bit compared".to_owned(), |head| {
+            format!(
+                "signs of {} head {} turned in layer {}, chunk {}, run `{}`: cosine {}, of the worst head {}",
+                head.role,
+                head.head,
+                head.layer,
+                head.chunk,
+                head.run,
+                report::decimal(Some(self.error.cosine), 5),
+                report::decimal(self.worst_head_cosine, 5)
+            )
+        })
+    }
+
+    /// How it ends if all is well.
+    pub fn wanted(&self) -> &'static str {
+        if self.flipped.is_some() { "caught by the gate, as it must" } else { "no error at all, as it must" }
+    }
+
     fn new(name: &'static str, dump: &Dump, compared: &Compared) -> Self {
         let all = compared.error_report().all;
         Self {

@@ -3,6 +3,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const rows = data.rows;
 const count = rows.name.length;
+// Long texts are stored once, and rows hold their numbers.
+for (const key of ["reason", "violations", "labels", "pipeline"]) rows[key] = rows[key].map((number) => data.texts[number]);
 const byId = (id) => document.getElementById(id);
 
 /** An element; a child that is a string becomes text, never markup. */
@@ -88,7 +90,7 @@ function select(row) {
   state.selected = row;
   tell("selected", row);
   try {
-    history.replaceState(null, "", `#r${row + 1}`);
+    history.replaceState(null, "", `#r${rows.number[row]}`);
   } catch {
     // Some browsers allow no address in a file; the page works without.
   }

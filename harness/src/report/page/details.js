@@ -112,27 +112,27 @@ function heats(row, held) {
   const worst = held.runs > 1 ? ` The worst of ${held.runs} runs.` : "";
   const panels = [];
   const damaged = "damaged: not finite";
-  if (held.key.length > 0) {
-    const groups = [["keys", held.key], ["values", held.value]].map(([title, cells]) => ({ title, columns: numbered(cells), cells }));
+  if (held.heads.key.length > 0) {
+    const groups = [["keys", held.heads.key], ["values", held.heads.value]].map(([title, cells]) => ({ title, columns: numbered(cells), cells }));
     const exact = groups.every((group) => group.cells.flat().every((number) => number === 0));
     panels.push(heat("Error by layer and KV head", { layers, groups, kind: "log", format: short, unit: "NMSE", across: "head", damaged,
       note: exact ? "Every element of every head came back exactly." : `Squared error ÷ squared original over all tokens and channels.${worst}` }));
   }
-  if (held.attention) {
+  if (held.attention.length > 0) {
     const groups = [{ title: "queries", columns: numbered(held.attention), cells: held.attention }];
     panels.push(heat("Error of attention by layer and query head", { layers, groups, kind: "log", format: short, unit: "relative error of the output", across: "head", damaged,
       note: `Replayed with ${whole(held.queries)} queries of the dump.${worst}` }));
   }
-  const roles = ["key", "value"].filter((role) => held.stored[role].some(known));
+  const roles = ["key", "value"].filter((role) => held.stored[role].some((number) => number > 0));
   const byRole = (number) => layers.map((_, at) => roles.map((role) => number(role, at)));
-  const divide = (a, b, factor = 1) => (known(a) && b > 0 ? (factor * a) / b : undefined);
+  const divide = (a, b, factor = 1) => (a > 0 && b > 0 ? (factor * a) / b : undefined);
   if (roles.length > 0) {
     const groups = [{ title: "", columns: roles.map((role) => `${role}s`), cells: byRole((role, at) => divide(held.original[role][at], held.stored[role][at])) }];
     panels.push(heat("Ratio by layer", { layers, groups, kind: "linear", format: fixed(2), unit: "original ÷ stored",
       note: "All KV heads of a layer share its chunks, so their stored bytes cannot be told apart. What belongs to the whole file is not in here." }));
     const floors = dumpOf(row).floors;
-    if (floors) {
-      const floor = (role, layer) => floors[role][dumpOf(row).layers.indexOf(layer)];
+    if (floors.length > 0) {
+      const floor = (role, layer) => floors.find(([at, of]) => at === layer && of === role)?.[2];
       const gap = byRole((role, at) => {
         const bits = divide(held.stored[role][at], held.values[role][at], 8);
         const least = floor(role, layers[at]);
@@ -188,10 +188,10 @@ function showDetails() {
   const held = data.details[row];
   if (held) parts.push(h("div", { class: "panels" }, heats(row, held), ledger(row, held)));
   else if (isOk(row)) parts.push(h("p", { class: "note" }, "Heat maps and ledger of this row are not in this page, which keeps below 6 MB; they are in the results that it was made from."));
-  const pipeline = data.pipelines[rows.pipeline[row]];
+  const pipeline = rows.pipeline[row];
   const labels = rows.labels[row] ? `It promises: ${rows.labels[row]}. ` : "";
   parts.push(h("details", {}, h("summary", {}, "Pipeline and command"),
-    h("p", { class: "note" }, `${labels}Row ${row + 1} of rows.csv; results of ${data.inputs[rows.input[row]].file}.`),
+    h("p", { class: "note" }, `${labels}Row ${rows.number[row]} of rows.csv; results of ${data.inputs[rows.input[row]].file}.`),
     h("pre", { tabindex: 0 }, JSON.stringify(JSON.parse(pipeline), null, 2)),
     h("pre", { class: "wrap", tabindex: 0 }, `gearbox sweep --dump ${quoted(dump.path)} --pipeline ${quoted(pipeline)}`)));
   box.replaceChildren(...parts);

@@ -82,9 +82,9 @@ function models() {
   if (data.models.length === 0) return;
   byId("models").hidden = false;
   document.querySelector('nav a[href="#models"]').hidden = false;
-  for (const { file, columns, rows } of data.models) {
+  for (const { file, columns, rows, problems } of data.models) {
     byId("models").querySelector("div").append(wide(plain(captioned(file), ["cache", ...columns.map((column) => `>${column}`), "end"],
-      rows.map(({ name, numbers, end }) => [name, ...numbers.map(short), end]))), h("br"));
+      rows.map(({ name, numbers, end }) => [name, ...numbers.map(short), end]))), problems.map((problem) => h("p", { class: "warning" }, problem)), h("br"));
   }
   byId("models").querySelector("div").append(h("p", { class: "note" }, "A real model read through the compressed cache. Ratios count resident bytes over the whole request; the other numbers compare with the dense cache on the same text."));
 }
@@ -115,7 +115,8 @@ function colours() {
 /** The row that an address names, else the smallest within the gate, else the first. */
 function first() {
   const named = /^#r(\d+)$/.exec(location.hash);
-  if (named && Number(named[1]) >= 1 && Number(named[1]) <= count) return Number(named[1]) - 1;
+  const row = named ? rows.number.indexOf(Number(named[1])) : -1;
+  if (row >= 0) return row;
   const best = most("ratio", (row) => holds(row) && data.details[row]);
   return best >= 0 ? best : count > 0 ? 0 : -1;
 }

@@ -43,7 +43,7 @@ let focus = 0;
 
 /** What words of the filter are looked for in. */
 const haystack = rows.name.map((name, row) =>
-  [name, rows.chunking[row], rows.result[row], dumpOf(row).path, rows.reason[row], data.pipelines[rows.pipeline[row]]].join("\n").toLowerCase());
+  [name, rows.chunking[row], rows.result[row], dumpOf(row).path, rows.reason[row], rows.pipeline[row]].join("\n").toLowerCase());
 
 /** `ratio>3` and the like; what is none is a word. */
 function parseFilter(text) {
