@@ -1,6 +1,7 @@
 //! Cross-crate tests: whole pipelines through the command line, bad input, configs, and the reference's own outputs.
 
 mod bad_input;
+mod browser;
 mod configs;
 mod containers;
 mod engine;
@@ -14,6 +15,7 @@ mod isolate;
 mod lossless;
 mod matrix;
 mod model;
+mod report;
 mod run;
 mod scaffold;
 mod sweeps;

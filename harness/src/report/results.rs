@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gearbox_core::{Error, Result, ResultExt};
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
 use crate::gate::{Metric, Verdict};
 use crate::sweep::{DumpFacts, Outcome, Row, Sweep, front};
@@ -206,6 +206,13 @@ enum Held {
     Model(ModelResults),
 }
 
+/// What tells the kinds of results apart: only sweeps have dumps.
+#[derive(Deserialize)]
+struct Kind {
+    dumps: Option<IgnoredAny>,
+}
+
+/// Reads a file; the one place that knows in which forms results are stored.
 fn read(path: &Path) -> Result<Vec<Held>> {
     let text = std::fs::read(path).map_err(|error| Error::io(path, &error))?;
     let wrong = |error: serde_json::Error| {
@@ -214,12 +221,11 @@ fn read(path: &Path) -> Result<Vec<Held>> {
             path.display()
         ))
     };
-    let value: Value = serde_json::from_slice(&text).map_err(wrong)?;
-    // Only sweeps have dumps.
-    let held = if value.get("dumps").is_some() {
-        Held::Sweep(Box::new(Sweep::deserialize(value).map_err(wrong)?))
+    let Kind { dumps } = serde_json::from_slice(&text).map_err(wrong)?;
+    let held = if dumps.is_some() {
+        Held::Sweep(serde_json::from_slice(&text).map_err(wrong)?)
     } else {
-        Held::Model(ModelResults::deserialize(value).map_err(wrong)?)
+        Held::Model(serde_json::from_slice(&text).map_err(wrong)?)
     };
     Ok(vec![held])
 }

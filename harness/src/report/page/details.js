@@ -119,7 +119,7 @@ function heats(row, held) {
       note: exact ? "Every element of every head came back exactly." : `Squared error ÷ squared original over all tokens and channels.${worst}` }));
   }
   if (held.attention.length > 0) {
-    const groups = [{ title: "queries", columns: numbered(held.attention), cells: held.attention }];
+    const groups = [{ title: "query heads", columns: numbered(held.attention), cells: held.attention }];
     panels.push(heat("Error of attention by layer and query head", { layers, groups, kind: "log", format: short, unit: "relative error of the output", across: "head", damaged,
       note: `Replayed with ${whole(held.queries)} queries of the dump.${worst}` }));
   }
@@ -159,7 +159,7 @@ function ledger(row, held) {
   const sums = held.layers.map((_, at) => (key[at] ?? 0) + (value[at] ?? 0));
   if (sums.some((sum) => sum > 0)) {
     const top = Math.max(...sums);
-    const lines = held.layers.map((layer, at) => [h("span", {}, String(layer)),
+    const lines = held.layers.map((layer, at) => [h("span", {}, `layer ${layer}`),
       h("span", { class: "track", title: `keys ${whole(key[at])}, values ${whole(value[at])} bytes` }, [key, value].map((role) => h("i", { style: `width:${(100 * (role[at] ?? 0)) / top}%` }))),
       h("span", { class: "number" }, whole(sums[at])), h("span", { class: "number muted" }, share(sums[at]))]);
     panels.push(h("div", { class: "panel" }, h("h3", {}, "Stored bytes by layer: ", h("i", { class: "key" }), " keys ", h("i", { class: "key two" }), " values"), h("div", { class: "bytes" }, lines)));

@@ -133,4 +133,5 @@ showDetails();
 gate();
 models();
 receipts();
-document.documentElement.dataset.ready = "true";
+// Milliseconds from opening the page to this line.
+document.documentElement.dataset.ready = performance.now().toFixed(0);
