@@ -1,6 +1,7 @@
 //! Cross-crate tests: whole pipelines through the command line, bad input, configs, and the reference's own outputs.
 
 mod bad_input;
+mod browser;
 mod configs;
 mod containers;
 mod engine;
@@ -15,6 +16,7 @@ mod lossless;
 mod manual;
 mod matrix;
 mod model;
+mod report;
 mod run;
 mod scaffold;
 mod sweeps;

@@ -1,8 +1,19 @@
-//! What commands print: aligned tables for people, JSON for programs, progress for terminals.
+//! What people get to see: aligned tables, JSON for programs, progress for terminals, and the folder that `gearbox report` writes.
 
 use comfy_table::{CellAlignment, Table, presets};
 use gearbox_core::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+mod axis;
+mod folder;
+mod markdown;
+mod page;
+mod plots;
+mod results;
+mod svg;
+
+pub use self::folder::write as write_folder;
+pub use self::results::{Line, ModelResults, ModelRow, Results, Source};
 
 /// A table with columns of text on the left and of numbers on the right.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod evict;
 mod gate;
 mod model;
 mod plugin;
+mod report;
 mod sweep;
 mod worker;
 
@@ -21,9 +22,10 @@ use tracing::Level;
 use crate::dump::Dump;
 use crate::loading::LoadArgs;
 use crate::prompts::PromptsArgs;
+use crate::report::print;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::{exp, report, sample};
+use crate::{exp, sample};
 
 /// Compresses KV caches of language models with any codec, counts every stored byte, decodes it again and measures what changed.
 ///
@@ -98,6 +100,8 @@ enum Command {
     Verify(container::VerifyArgs),
     /// Judge stored results by limits: one pipeline must hold them all
     Gate(gate::GateArgs),
+    /// Write tables, plots and a page of stored results
+    Report(report::ReportArgs),
     /// Measure encode and decode time of pipelines, warm, alternating, verified
     Bench(bench::BenchArgs),
     /// Show what an eviction policy keeps, and what that does to attention over a dump
@@ -207,6 +211,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
         Command::Gate(args) => args.run(json),
+        Command::Report(args) => args.run(json),
         Command::Bench(args) => args.run(&load.registry()?, json),
         Command::Evict(args) => args.run(&load.registry()?, json),
         Command::Plugin(command) => command.run(&load, json),
@@ -218,7 +223,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "gearbox", &mut script);
-            report::print(String::from_utf8_lossy(&script).trim_end())?;
+            print(String::from_utf8_lossy(&script).trim_end())?;
             Ok(Status::Pass)
         }
         Command::Doctor(args) => args.run(&load, json),

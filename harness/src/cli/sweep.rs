@@ -7,11 +7,10 @@ use gearbox_abi::Source;
 use gearbox_core::{Error, Result};
 
 use crate::atomic::AtomicFile;
-use crate::gate::Metric;
 use crate::loading::LoadArgs;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::sweep::{Containers, Opened, Plan, Sweep, SweepConfig};
+use crate::sweep::{Containers, Opened, Plan, Sweep, SweepConfig, write_csv};
 use crate::{report, sample};
 
 /// Runs every pipeline over a dump, and judges each by what attention would see.
@@ -127,63 +126,8 @@ impl Files {
         use std::io::Write as _;
         serde_json::to_writer_pretty(&mut self.json, sweep).map_err(|error| Error::io("sweep.json", &error.into()))?;
         self.json.commit()?;
-        let mut csv = csv::Writer::from_writer(&mut self.csv);
-        let failed = |error: csv::Error| Error::io("sweep.csv", &error.into());
-        let metrics: Vec<_> = Metric::OF_DUMPS.iter().map(ToString::to_string).collect();
-        let fixed = [
-            "dump",
-            "pipeline",
-            "chunking",
-            "state",
-            "reason",
-            "gate",
-            "pareto",
-            "labels",
-            "original_bytes",
-            "stored_bytes",
-            "key_original_bytes",
-            "key_stored_bytes",
-            "value_original_bytes",
-            "value_stored_bytes",
-            "values",
-            "changed_values",
-            "escapes",
-            "encode_ns",
-            "decode_ns",
-            "floor",
-            "gap",
-        ];
-        let header = fixed.into_iter().chain(metrics.iter().map(String::as_str)).chain(["pipeline_json"]);
-        csv.write_record(header).map_err(failed)?;
-        for row in &sweep.rows {
-            let (state, reason) = (row.outcome.state(), row.outcome.reason().unwrap_or_default());
-            let gate = row.verdict.as_ref().map_or(String::new(), ToString::to_string);
-            let mut record =
-                vec![row.dump.clone(), row.name.clone(), row.chunking.clone(), state.into(), reason.into(), gate];
-            let labels: Vec<_> = row.labels.iter().map(ToString::to_string).collect();
-            record.extend([row.pareto.to_string(), labels.join(" ")]);
-            let numbers = [
-                row.original_bytes,
-                row.stored_bytes,
-                row.key.original_bytes,
-                row.key.stored_bytes,
-                row.value.original_bytes,
-                row.value.stored_bytes,
-                row.values,
-                row.changed_values,
-                row.escapes,
-                row.encode_ns,
-                row.decode_ns,
-            ];
-            record.extend(numbers.map(|number| number.to_string()));
-            let number = |number: Option<f64>| number.map_or(String::new(), |number| number.to_string());
-            record.extend([row.floor, row.gap].map(number));
-            record.extend(Metric::OF_DUMPS.map(|metric| number(row.measured(metric))));
-            record.push(row.pipeline.to_string());
-            csv.write_record(&record).map_err(failed)?;
-        }
-        csv.flush().map_err(|error| Error::io("sweep.csv", &error))?;
-        drop(csv);
+        let rows = sweep.rows.iter().map(|row| (row, row.pareto));
+        write_csv(rows, &mut self.csv).map_err(|error| Error::io("sweep.csv", &error.into()))?;
         self.csv.commit()?;
         writeln!(self.markdown, "# Sweep\n\n{text}").map_err(|error| Error::io("sweep.md", &error))?;
         self.markdown.commit()

@@ -3,6 +3,7 @@
 //! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
 //! [`canary`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::canary::Canary;
+pub use self::csv::write_csv;
 use self::labels::Labels;
 pub use self::labels::{Label, Refuted};
+pub(crate) use self::pareto::front;
 pub use self::row::{LedgerRow, Outcome, RoleBytes, Row};
 pub use self::search::{Found, Objective, Search};
+pub(crate) use self::table::result;
 use crate::atomic::AtomicFile;
 use crate::dump::Dump;
-use crate::entropy::{Entropies, Entropy};
+use crate::entropy::{Entropies, Entropy, Mean};
 use crate::gate::{Gate, Verdict};
 use crate::isolate::Limits;
 use crate::loading::LibraryFile;
@@ -28,6 +32,7 @@ use crate::receipt::Receipt;
 use crate::report;
 
 pub mod canary;
+mod csv;
 mod labels;
 mod pareto;
 mod row;
@@ -149,7 +154,7 @@ struct Planned {
 }
 
 /// All rows of a sweep and what is needed to run it again.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sweep {
     /// Program, machine and threads.
     pub receipt: Receipt,
@@ -174,7 +179,7 @@ pub struct Sweep {
 }
 
 /// A pipeline that does the same as another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Same {
     /// The pipeline that was left out.
     pub name: String,
@@ -183,7 +188,7 @@ pub struct Same {
 }
 
 /// What a sweep says of a dump.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DumpFacts {
     /// As it was named.
     pub path: String,
@@ -196,9 +201,23 @@ pub struct DumpFacts {
     /// Bytes of keys and values.
     pub original_bytes: u64,
     /// What was left out of the dump or remarked upon, by reason.
-    pub findings: BTreeMap<&'static str, usize>,
+    pub findings: BTreeMap<Cow<'static, str>, usize>,
     /// Entropies of keys and values, means over all of them.
     pub entropy: Entropy,
+    /// Order-0 floors by layer and role; none in results of versions that did not keep them.
+    #[serde(default)]
+    pub floors: Vec<LayerFloor>,
+}
+
+/// The order-0 floor of one layer and role, see [`crate::entropy`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerFloor {
+    /// Layer of the model.
+    pub layer: u32,
+    /// Keys or values.
+    pub role: Role,
+    /// Bits per value.
+    pub floor: f64,
 }
 
 /// Where a sweep puts its containers, numbered in the order of the rows.
@@ -258,14 +277,17 @@ impl Opened {
     /// # Errors
     /// What reading the tensors reports.
     pub fn new(dump: Dump) -> Result<Self> {
+        let entropies = Entropies::of(&dump)?;
+        let floor = |mean: &Mean| Some(LayerFloor { layer: mean.layer?, role: mean.role?, floor: mean.entropy.floor });
         let facts = DumpFacts {
             path: dump.path.display().to_string(),
             digest: dump.digest()?,
             runs: dump.runs.len(),
             entries: dump.entries(),
             original_bytes: dump.original_bytes(),
-            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
-            entropy: Entropies::of(&dump)?.all,
+            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name().into(), count)).collect(),
+            entropy: entropies.all,
+            floors: entropies.layers.iter().filter_map(floor).collect(),
         };
         Ok(Self { dump, facts })
     }

@@ -7,13 +7,21 @@ use crate::gate::Metric;
 ///
 /// A row beats another if it is nowhere worse and somewhere better, so ties stay. Only rows that ended well take part.
 pub(super) fn mark(rows: &mut [Row]) {
-    let counts: Vec<_> = rows.iter().map(|row| row.is_ok().then(|| counts(row))).collect();
-    for (idx, own) in counts.iter().enumerate() {
-        let Some(own) = own else { continue };
-        let rivals = counts.iter().enumerate().filter(|(other, _)| rows[*other].dump == rows[idx].dump);
-        let beaten = rivals.filter_map(|(_, rival)| rival.as_ref()).any(|rival| beats(rival, own));
-        rows[idx].pareto = !beaten;
+    let front = front(&rows.iter().map(|row| (row.dump.as_str(), row)).collect::<Vec<_>>());
+    for (row, on_front) in rows.iter_mut().zip(front) {
+        row.pareto = on_front;
     }
+}
+
+/// Whether each row is on the front of its group, which is its dump.
+pub(crate) fn front<G: PartialEq>(rows: &[(G, &Row)]) -> Vec<bool> {
+    let counts: Vec<_> = rows.iter().map(|(_, row)| row.is_ok().then(|| counts(row))).collect();
+    let on_front = |(group, own): (&G, &Option<Counts>)| {
+        let Some(own) = own else { return false };
+        let rivals = rows.iter().zip(&counts).filter(|((other, _), _)| other == group);
+        !rivals.filter_map(|(_, rival)| rival.as_ref()).any(|rival| beats(rival, own))
+    };
+    rows.iter().zip(&counts).map(|((group, _), own)| on_front((group, own))).collect()
 }
 
 /// What is to be small.

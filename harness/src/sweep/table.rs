@@ -38,13 +38,19 @@ impl Sweep {
             );
         }
         let _ = writeln!(text, "\n{}", self.table());
-        for note in
-            [self.reasons(), self.refutations(), self.sameness(), self.undefined(), self.canary_lines(), self.verdict()]
-        {
-            text.push_str(&note);
-        }
+        text.push_str(&self.notes());
         text.truncate(text.trim_end().len());
         text
+    }
+
+    /// What stands below the table: why rows are missing, what to mind, canaries and verdict.
+    pub(crate) fn notes(&self) -> String {
+        [self.reasons(), self.remarks(), self.canary_lines(), self.verdict()].concat()
+    }
+
+    /// What to mind about rows: refuted promises, pipelines that do the same, queries that were left out.
+    pub(crate) fn remarks(&self) -> String {
+        [self.refutations(), self.sameness(), self.undefined()].concat()
     }
 
     fn table(&self) -> Columns {
@@ -162,23 +168,9 @@ impl Sweep {
     fn canary_lines(&self) -> String {
         let mut text = String::new();
         for canary in &self.canaries {
-            let what = canary.flipped.as_ref().map_or("store, every bit compared".to_owned(), |head| {
-                format!(
-                    "signs of {} head {} turned in layer {}, chunk {}, run `{}`: cosine {}, of the worst head {}",
-                    head.role,
-                    head.head,
-                    head.layer,
-                    head.chunk,
-                    head.run,
-                    report::decimal(Some(canary.error.cosine), 5),
-                    report::decimal(canary.worst_head_cosine, 5)
-                )
-            });
-            let end = match (&canary.problem, canary.flipped.is_some()) {
-                (Some(problem), _) => format!("FAILED: {problem}"),
-                (None, true) => "caught by the gate, as it must".to_owned(),
-                (None, false) => "no error at all, as it must".to_owned(),
-            };
+            let what = canary.what();
+            let end =
+                canary.problem.as_ref().map_or(canary.wanted().to_owned(), |problem| format!("FAILED: {problem}"));
             let place = if self.dumps.len() > 1 { format!(" of {}", canary.dump) } else { String::new() };
             let _ = writeln!(text, "canary {}{place} ({what}): {end}", canary.name);
         }
@@ -226,7 +218,8 @@ fn decimal(row: &Row, metric: Metric, decimals: usize) -> String {
     report::decimal(row.measured(metric), decimals)
 }
 
-fn result(row: &Row) -> &'static str {
+/// The end of a row in a few words.
+pub(crate) fn result(row: &Row) -> &'static str {
     match (&row.outcome, &row.verdict) {
         (Outcome::Failed { .. }, _) => "FAILED",
         (Outcome::Unsupported(_), _) => "unsupported",
