@@ -14,6 +14,7 @@ pub mod isolate;
 pub mod loading;
 pub mod metrics;
 pub mod model;
+mod number;
 pub mod pipelines;
 pub mod prompts;
 pub mod receipt;

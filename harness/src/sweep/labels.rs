@@ -1,13 +1,14 @@
 //! What pipelines promise, and what is left of it after the conformance kit has attacked the loaded plugins among them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use gearbox_conformance::Outcome;
 use gearbox_core::{AnyEntry, Pipeline, PluginSpec, Registry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A promise of a pipeline that holds for any input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Label {
     /// Every bit comes back.
@@ -29,12 +30,12 @@ impl fmt::Display for Label {
 }
 
 /// A property that a loaded plugin does not have, and the labels that its pipelines lose.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refuted {
     /// Id and settings.
     pub plugin: PluginSpec,
     /// The property of the kit.
-    pub property: &'static str,
+    pub property: Cow<'static, str>,
     /// The first counter-example, with shape, element type and seed.
     pub found: String,
     /// What is withheld; empty if the property belongs to no label.
@@ -104,7 +105,7 @@ impl<'a> Labels<'a> {
 fn refute(entry: &AnyEntry, plugin: &PluginSpec) -> Vec<Refuted> {
     let outcomes = gearbox_conformance::run(entry, &plugin.settings_value());
     let refuted = |Outcome { property, failure, .. }| {
-        Some(Refuted { plugin: plugin.clone(), property, found: failure?, labels: attacked(property) })
+        Some(Refuted { plugin: plugin.clone(), property: property.into(), found: failure?, labels: attacked(property) })
     };
     outcomes.into_iter().filter_map(refuted).collect()
 }

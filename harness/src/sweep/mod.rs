@@ -3,6 +3,7 @@
 //! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
 //! [`canary`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -149,7 +150,7 @@ struct Planned {
 }
 
 /// All rows of a sweep and what is needed to run it again.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sweep {
     /// Program, machine and threads.
     pub receipt: Receipt,
@@ -174,7 +175,7 @@ pub struct Sweep {
 }
 
 /// A pipeline that does the same as another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Same {
     /// The pipeline that was left out.
     pub name: String,
@@ -183,7 +184,7 @@ pub struct Same {
 }
 
 /// What a sweep says of a dump.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DumpFacts {
     /// As it was named.
     pub path: String,
@@ -196,7 +197,7 @@ pub struct DumpFacts {
     /// Bytes of keys and values.
     pub original_bytes: u64,
     /// What was left out of the dump or remarked upon, by reason.
-    pub findings: BTreeMap<&'static str, usize>,
+    pub findings: BTreeMap<Cow<'static, str>, usize>,
     /// Entropies of keys and values, means over all of them.
     pub entropy: Entropy,
 }
@@ -264,7 +265,7 @@ impl Opened {
             runs: dump.runs.len(),
             entries: dump.entries(),
             original_bytes: dump.original_bytes(),
-            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
+            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name().into(), count)).collect(),
             entropy: Entropies::of(&dump)?.all,
         };
         Ok(Self { dump, facts })

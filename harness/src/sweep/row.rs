@@ -9,8 +9,8 @@ use gearbox_core::container::Container;
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{Error, ErrorKind, Limits, Pipeline, PipelineSpec, Registry, Result, Role};
 use indicatif::ProgressBar;
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::Label;
@@ -18,7 +18,7 @@ use crate::atomic::AtomicFile;
 use crate::compare::{self, Compared};
 use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
-use crate::gate::{Metric, Verdict};
+use crate::gate::{self, Metric, Verdict};
 use crate::metrics::attention::{Attention, AttentionReport};
 use crate::metrics::error::ErrorReport;
 
@@ -31,7 +31,8 @@ pub enum Outcome {
     Unsupported(String),
     /// An error, or decoded data that is not what the pipeline promises.
     Failed {
-        /// How, in a word: `error`, `mismatch`, `panicked` and the others of [`ErrorKind::state`].
+        /// How, in a word: `error`, `mismatch`, `panicked` and the others of [`ErrorKind::state`], but never `unsupported`; `io` if the
+        /// machine refused a file operation.
         state: Cow<'static, str>,
         /// Why.
         reason: String,
@@ -40,7 +41,13 @@ pub enum Outcome {
 
 impl Outcome {
     pub(super) fn failed(error: &Error) -> Self {
-        Self::Failed { state: error.kind().state(), reason: error.to_string() }
+        let state = match error.kind() {
+            // What was encoded and does not come back is no harmless refusal.
+            ErrorKind::Unsupported | ErrorKind::UnsupportedDType => "error".into(),
+            ErrorKind::Io => "io".into(),
+            kind => kind.state(),
+        };
+        Self::Failed { state, reason: error.to_string() }
     }
 
     /// The state in a word.
@@ -72,8 +79,26 @@ impl Serialize for Outcome {
     }
 }
 
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Read {
+            state: String,
+            #[serde(default)]
+            reason: Option<String>,
+        }
+        let Read { state, reason } = Read::deserialize(deserializer)?;
+        let reason = reason.unwrap_or_default();
+        Ok(match state.as_str() {
+            "ok" => Self::Ok,
+            "unsupported" => Self::Unsupported(reason),
+            _ => Self::Failed { state: state.into(), reason },
+        })
+    }
+}
+
 /// Original and stored bytes of one role.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleBytes {
     /// Bytes of the original tensors.
     pub original_bytes: u64,
@@ -82,7 +107,7 @@ pub struct RoleBytes {
 }
 
 /// One row of a sweep: one pipeline over one dump.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The pipeline in a few words.
     pub name: String,
@@ -126,6 +151,7 @@ pub struct Row {
     /// What attention makes of it, if the dump holds queries.
     pub attention: Option<AttentionReport>,
     /// What a gate looks at, by name.
+    #[serde(deserialize_with = "gate::read_measured")]
     pub measured: BTreeMap<Metric, f64>,
     /// Encoding time, summed over chunks, one thread each.
     pub encode_ns: u64,
@@ -140,7 +166,7 @@ pub struct Row {
 }
 
 /// One account of a ledger.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerRow {
     /// What the bytes are for, and where they belong.
     #[serde(flatten)]
@@ -338,4 +364,27 @@ fn check_ledger(written: &Ledger, read: &Ledger, file_bytes: u64) -> Result<()> 
         written.total(),
         read.total()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_read_back_as_they_were_written() {
+        let failed = |state: &str| Outcome::Failed { state: state.to_owned().into(), reason: "layer 3: why".into() };
+        for outcome in [Outcome::Ok, Outcome::Unsupported("no".into()), failed("panicked"), failed("crashed(SIGSEGV)")]
+        {
+            let text = serde_json::to_string(&outcome).unwrap();
+            assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome, "{text}");
+        }
+    }
+
+    #[test]
+    fn failure_is_never_taken_for_a_refusal() {
+        let failed = Outcome::failed(&Error::unsupported("the decoder of this file"));
+        assert_eq!(failed.state(), "error");
+        let full = Outcome::failed(&Error::io("kv.gbx", &std::io::Error::from(std::io::ErrorKind::StorageFull)));
+        assert_eq!(full.state(), "io");
+    }
 }
