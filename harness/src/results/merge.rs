@@ -1,7 +1,5 @@
 //! Several stores into one: the shards of a sweep, or the work of several machines.
 
-use std::path::Path;
-
 use gearbox_core::Result;
 use serde::Serialize;
 
@@ -40,7 +38,7 @@ pub fn merge(from: &Store, to: &Store) -> Result<Merged> {
         }
         Ok(())
     })?;
-    to.copy_canaries(from.path())?;
+    to.copy_canaries(from)?;
     Ok(merged)
 }
 
@@ -55,8 +53,7 @@ impl Store {
     }
 
     /// Adds the canaries of another store that this one lacks; its dumps are here already.
-    fn copy_canaries(&self, from: &Path) -> Result<()> {
-        let from = Self::read(from)?;
+    fn copy_canaries(&self, from: &Self) -> Result<()> {
         let canaries = || -> rusqlite::Result<Vec<[Option<String>; 6]>> {
             let sql = "SELECT canaries.key, canaries.name, dumps.digest, receipts.json, canaries.problem, canaries.json FROM canaries
                 JOIN dumps ON dumps.id = canaries.dump JOIN receipts ON receipts.id = canaries.receipt ORDER BY canaries.key, canaries.name";

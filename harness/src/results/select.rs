@@ -5,9 +5,10 @@ use std::fmt;
 use gearbox_core::{Error, Result, config};
 use rusqlite::ToSql;
 use rusqlite::types::{ToSqlOutput, Value as SqlValue, ValueRef};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Store;
+use crate::gate::Metric;
 
 /// One value of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,6 +196,29 @@ impl Store {
             visit(cells.collect::<Result<_>>()?)?;
         }
         Ok(())
+    }
+
+    /// The rows and canaries of the store as results of a sweep, as far as [a gate](crate::gate::Candidates::add) looks at them.
+    ///
+    /// # Errors
+    /// What reading reports.
+    pub fn to_results(&self) -> Result<Value> {
+        let fixed = ["name", "pipeline", "state", "reason"].map(str::to_owned);
+        let metrics = Metric::OF_DUMPS.map(|metric| metric.to_string());
+        let query = Query { columns: [fixed.as_slice(), &metrics].concat(), ..Query::default() };
+        let mut rows = Vec::new();
+        self.each(&query, |cells| {
+            let [name, Cell::Text(pipeline), state, reason, numbers @ ..] = cells.as_slice() else { return Ok(()) };
+            let pipeline: Value = self.parse(pipeline)?;
+            let measured = metrics.iter().zip(numbers).filter(|(_, number)| **number != Cell::Null);
+            let measured: serde_json::Map<_, _> = measured.map(|(name, number)| (name.clone(), number.to_value())).collect();
+            rows.push(json!({
+                "name": name.to_value(), "pipeline": pipeline, "state": state.to_value(), "reason": reason.to_value(), "measured": measured,
+            }));
+            Ok(())
+        })?;
+        let canaries: Vec<_> = self.all_canaries()?.into_iter().map(|(_, canary)| canary).collect();
+        Ok(json!({ "rows": rows, "canaries": canaries }))
     }
 
     /// All rows of a query.

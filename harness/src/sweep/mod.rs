@@ -494,7 +494,9 @@ impl Sweep {
     /// Whether a row ended well, every other one was not legal to begin with, the canaries ended as they must, and what was asked for in
     /// the gate or the search was found.
     pub fn passed(&self) -> bool {
-        self.rows.iter().any(Row::is_ok)
+        // A share may be empty, or hold nothing but what is not legal.
+        let is_share = self.resumed.as_ref().is_some_and(|resumed| resumed.shard.is_some());
+        (is_share || self.rows.iter().any(Row::is_ok))
             && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed { .. }))
             && self.canaries.iter().all(|canary| canary.problem.is_none())
             && (!self.gate_required || self.rows.iter().any(|row| self.holds_everywhere(row)))
