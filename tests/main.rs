@@ -17,6 +17,7 @@ mod manual;
 mod matrix;
 mod model;
 mod report;
+mod results;
 mod run;
 mod scaffold;
 mod sweeps;

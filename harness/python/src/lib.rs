@@ -14,6 +14,7 @@ mod error;
 mod json;
 mod pipeline;
 mod registry;
+mod sweep;
 
 /// The compiled part of `gearbox`.
 #[pymodule]
@@ -30,6 +31,8 @@ mod _gearbox {
     use crate::pipeline::Pipeline;
     #[pymodule_export]
     use crate::registry::{load_plugin, plugins};
+    #[pymodule_export]
+    use crate::sweep::{Evaluator, Plan};
 
     /// Version of the package and of the program it belongs to.
     #[pymodule_export]

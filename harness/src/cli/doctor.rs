@@ -82,7 +82,7 @@ impl Findings {
         let receipt = &self.receipt;
         let mut text = String::new();
         let mut line = |what: &str, found: &str| writeln!(text, "{what:<18}{found}").ok();
-        let commit = receipt.commit.map_or(String::new(), |commit| format!(", commit {commit}"));
+        let commit = receipt.commit.as_ref().map_or(String::new(), |commit| format!(", commit {commit}"));
         line("gearbox", &format!("{}{commit}", receipt.version));
         line("system", &self.operating_system);
         line("processor", &receipt.cpu_features.join(", "));

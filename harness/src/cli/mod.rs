@@ -9,6 +9,7 @@ mod gate;
 mod model;
 mod plugin;
 mod report;
+mod results;
 mod sweep;
 mod worker;
 
@@ -98,6 +99,9 @@ enum Command {
     Inspect(container::InspectArgs),
     /// Decode a container from its bytes alone and compare digests, or the dump itself
     Verify(container::VerifyArgs),
+    /// Look into a results store, join stores, compare them, and check rows by computing them again
+    #[command(subcommand)]
+    Results(results::ResultsCommand),
     /// Judge stored results by limits: one pipeline must hold them all
     Gate(gate::GateArgs),
     /// Write tables, plots and a page of stored results
@@ -195,7 +199,7 @@ fn start(cli: Cli) -> Result<Status> {
         return args.run(&cli.load);
     }
     let Some(command) = cli.command else {
-        report::print(OVERVIEW)?;
+        print(OVERVIEW)?;
         return Ok(Status::Pass);
     };
     rayon::ThreadPoolBuilder::new()
@@ -210,6 +214,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Decode(args) => args.run(&load.registry()?, json),
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
+        Command::Results(command) => command.run(&load, json),
         Command::Gate(args) => args.run(json),
         Command::Report(args) => args.run(json),
         Command::Bench(args) => args.run(&load.registry()?, json),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Label, Outcome, Refuted, Row, Sweep};
+use super::{Label, Outcome, Refuted, Resumed, Row, Sweep};
 use crate::entropy::Entropy;
 use crate::gate::Metric;
 use crate::report::{self, Columns};
@@ -39,6 +39,7 @@ impl Sweep {
         }
         let _ = writeln!(text, "\n{}", self.table());
         text.push_str(&self.notes());
+        text.push_str(&self.resumption());
         text.truncate(text.trim_end().len());
         text
     }
@@ -175,6 +176,15 @@ impl Sweep {
             let _ = writeln!(text, "canary {}{place} ({what}): {end}", canary.name);
         }
         text
+    }
+
+    /// Where rows came from and where they are.
+    fn resumption(&self) -> String {
+        let Some(Resumed { store, computed, read, shard }) = &self.resumed else { return String::new() };
+        let share = shard.as_ref().map_or_else(String::new, |shard| {
+            format!("; share {shard}, so `gearbox results merge` and `gearbox gate` have the last word")
+        });
+        format!("results in `{store}`: {computed} units computed, {read} read{share}\n")
     }
 
     /// What the gate and the search come to.
