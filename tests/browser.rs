@@ -44,7 +44,7 @@ impl Browser {
             return None;
         };
         let mut driver = Command::new(driver)
-            .args(["--port=0", "--log-level=OFF"])
+            .arg("--port=0")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
