@@ -16,6 +16,7 @@ mod lossless;
 mod matrix;
 mod model;
 mod report;
+mod results;
 mod run;
 mod scaffold;
 mod sweeps;

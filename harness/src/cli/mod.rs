@@ -8,6 +8,7 @@ mod gate;
 mod model;
 mod plugin;
 mod report;
+mod results;
 mod sweep;
 mod worker;
 
@@ -75,6 +76,9 @@ enum Command {
     Inspect(container::InspectArgs),
     /// Decode a container from its bytes alone and compare digests, or the dump itself
     Verify(container::VerifyArgs),
+    /// Look into a results store, join stores, compare them, and check rows by computing them again
+    #[command(subcommand)]
+    Results(results::ResultsCommand),
     /// Judge stored results by limits: one pipeline must hold them all
     Gate(gate::GateArgs),
     /// Write tables, plots and a page of stored results
@@ -175,6 +179,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Decode(args) => args.run(&load.registry()?, json),
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
+        Command::Results(command) => command.run(&load, json),
         Command::Gate(args) => args.run(json),
         Command::Report(args) => args.run(json),
         Command::Bench(args) => args.run(&load.registry()?, json),

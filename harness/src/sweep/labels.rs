@@ -65,8 +65,8 @@ impl<'a> Labels<'a> {
         Self { registry, checked: Vec::new() }
     }
 
-    /// The labels of a pipeline that ran.
-    pub fn of(&mut self, pipeline: &Pipeline) -> Vec<Label> {
+    /// The labels of a pipeline that ran, and what was refuted of its plugins.
+    pub fn of(&mut self, pipeline: &Pipeline) -> (Vec<Label>, Vec<Refuted>) {
         let mut labels = Vec::new();
         if pipeline.is_lossless() {
             labels.push(Label::Lossless);
@@ -76,16 +76,13 @@ impl<'a> Labels<'a> {
         if pipeline.is_deterministic() {
             labels.push(Label::Deterministic);
         }
+        let mut all = Vec::new();
         for plugin in pipeline.spec().plugins() {
             let refuted = self.refuted_of(plugin);
             labels.retain(|label| !refuted.iter().any(|refuted| refuted.labels.contains(label)));
+            all.extend(refuted.iter().filter(|refuted| !all.contains(*refuted)).cloned().collect::<Vec<_>>());
         }
-        labels
-    }
-
-    /// Everything that was refuted.
-    pub fn refuted(self) -> Vec<Refuted> {
-        self.checked.into_iter().flat_map(|(_, refuted)| refuted).collect()
+        (labels, all)
     }
 
     fn refuted_of(&mut self, plugin: &PluginSpec) -> &[Refuted] {

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use gearbox_core::container::Container;
 use gearbox_core::ledger::Ledger;
-use gearbox_core::{Error, ErrorKind, Limits, Pipeline, PipelineSpec, Registry, Result, Role};
+use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, Role};
 use indicatif::ProgressBar;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::Label;
+use super::{Label, Unit};
 use crate::atomic::AtomicFile;
 use crate::compare::{self, Compared};
 use crate::dump::Dump;
@@ -40,6 +40,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// How a pipeline ended that was not built: its settings do not go together, or a plugin failed.
+    pub(super) fn of_unbuilt(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidConfig => Self::Unsupported(error.to_string()),
+            _ => Self::failed(error),
+        }
+    }
+
     pub(super) fn failed(error: &Error) -> Self {
         let state = match error.kind() {
             // What was encoded and does not come back is no harmless refusal.
@@ -49,6 +57,15 @@ impl Outcome {
         };
         Self::Failed { state, reason: error.to_string() }
     }
+
+    /// Whether the machine may be to blame, so that another try may end otherwise: a file operation was refused, or a process with a plugin was
+    /// killed, took too long or asked for too much memory.
+    pub fn is_transient(&self) -> bool {
+        Self::TRANSIENT.contains(&self.state())
+    }
+
+    /// The states of [`Outcome::is_transient`].
+    pub(crate) const TRANSIENT: [&'static str; 4] = ["io", "timed-out", "out-of-memory", "crashed(SIGKILL)"];
 
     /// The state in a word.
     pub fn state(&self) -> &str {
@@ -176,28 +193,15 @@ pub struct LedgerRow {
 }
 
 impl Row {
-    /// A row that says why a pipeline was not built: its settings do not go together, or a plugin failed.
-    pub(super) fn unbuilt(dump: &Dump, spec: &PipelineSpec, error: &Error) -> Self {
-        let name = spec.name.clone().unwrap_or_else(|| serde_json::json!(spec.routes).to_string());
-        let outcome = match error.kind() {
-            ErrorKind::InvalidConfig => Outcome::Unsupported(error.to_string()),
-            _ => Outcome::failed(error),
-        };
-        Self::named(dump, spec, name, outcome)
-    }
-
-    pub(super) fn new(dump: &Dump, pipeline: &Pipeline) -> Self {
-        Self::named(dump, pipeline.spec(), pipeline.name().to_owned(), Outcome::Ok)
-    }
-
-    fn named(dump: &Dump, spec: &PipelineSpec, name: String, outcome: Outcome) -> Self {
+    /// The row of a unit before anything was measured.
+    pub(super) fn new(dump: &Dump, unit: &Unit) -> Self {
         Self {
-            name,
-            chunking: spec.chunking.to_string(),
-            outcome,
+            name: unit.name.clone(),
+            chunking: unit.pipeline.chunking.to_string(),
+            outcome: Outcome::Ok,
             verdict: None,
             pareto: false,
-            dump: dump.path.display().to_string(),
+            dump: unit.dump.clone(),
             container: None,
             original_bytes: dump.original_bytes(),
             stored_bytes: 0,
@@ -217,7 +221,7 @@ impl Row {
             decode_ns: 0,
             ledger: Vec::new(),
             sequences: Vec::new(),
-            pipeline: spec.to_value(),
+            pipeline: unit.pipeline.to_value(),
         }
     }
 

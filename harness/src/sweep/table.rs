@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Label, Outcome, Refuted, Row, Sweep};
+use super::{Label, Outcome, Refuted, Resumed, Row, Sweep};
 use crate::entropy::Entropy;
 use crate::gate::Metric;
 use crate::report::{self, Columns};
@@ -45,7 +45,7 @@ impl Sweep {
 
     /// What stands below the table: why rows are missing, what to mind, canaries and verdict.
     pub(crate) fn notes(&self) -> String {
-        [self.reasons(), self.remarks(), self.canary_lines(), self.verdict()].concat()
+        [self.reasons(), self.remarks(), self.canary_lines(), self.verdict(), self.resumption()].concat()
     }
 
     /// What to mind about rows: refuted promises, pipelines that do the same, queries that were left out.
@@ -175,6 +175,15 @@ impl Sweep {
             let _ = writeln!(text, "canary {}{place} ({what}): {end}", canary.name);
         }
         text
+    }
+
+    /// Where rows came from and where they are.
+    fn resumption(&self) -> String {
+        let Some(Resumed { store, computed, read, shard }) = &self.resumed else { return String::new() };
+        let share = shard.as_ref().map_or_else(String::new, |shard| {
+            format!("; share {shard}, so `gearbox results merge` and `gearbox gate` have the last word")
+        });
+        format!("results in `{store}`: {computed} units computed, {read} read{share}\n")
     }
 
     /// What the gate and the search come to.
