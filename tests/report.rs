@@ -247,7 +247,7 @@ fn five_thousand_rows_stay_fluid() {
     let filter = browser.time("const text = document.getElementById('text'); text.value = 'quant 4'; text.dispatchEvent(new Event('input', { bubbles: true }))");
     eprintln!("5000 rows: table after {ready:.0} ms, sort {sort:.0} and {words:.0} ms, filter {filter:.0} ms");
     // Far above what is measured on a quiet machine, as tests run beside others.
-    assert!(ready < 5000.0 && sort < 1000.0 && words < 1000.0 && filter < 1000.0, "{ready} {sort} {words} {filter}");
+    assert!(ready < 15_000.0 && sort < 3000.0 && words < 3000.0 && filter < 3000.0, "{ready} {sort} {words} {filter}");
     // The last row can be reached.
     browser.script("document.querySelector('#table tbody tr[tabindex=\"0\"]').focus()");
     browser.keys(END);

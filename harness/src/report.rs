@@ -13,7 +13,7 @@ mod results;
 mod svg;
 
 pub use self::folder::write as write_folder;
-pub use self::results::{Line, ModelResults, ModelRow, Results, Source};
+pub use self::results::{Line, ModelResults, ModelRow, Options, Results, Source};
 
 /// A table with columns of text on the left and of numbers on the right.
 #[derive(Debug)]

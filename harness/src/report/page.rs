@@ -86,7 +86,8 @@ pub(super) fn text(results: &Results) -> Result<String> {
         }
     }
     let mut data = json!({
-        "total_rows": all.len(),
+        "total_rows": all.len() + results.left_out,
+        "unread_rows": results.left_out,
         "inputs": results.sweeps.iter().map(|source| input(&source.file, &source.results)).collect::<Vec<_>>(),
         "dumps": results.dumps.iter().map(|dump| json!({
             "path": dump.path,

@@ -8,8 +8,9 @@ use gearbox_core::{Error, Result, ResultExt};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::gate::{Metric, Verdict};
-use crate::sweep::{DumpFacts, Outcome, Row, Sweep, front};
+use crate::gate::{Gate, Metric, Verdict};
+use crate::results::{Query, Store, is_database};
+use crate::sweep::{DumpFacts, Outcome, Record, Row, Sweep, front};
 
 /// What a report is made of.
 #[derive(Debug)]
@@ -20,9 +21,23 @@ pub struct Results {
     pub models: Vec<Source<ModelResults>>,
     /// Each dump once, whichever files have it.
     pub dumps: Vec<DumpFacts>,
+    /// Rows of stores that were not read, because a store may hold more than anyone looks at.
+    pub left_out: usize,
     /// Where the rows of all sweeps belong, in their order.
     places: Vec<Place>,
 }
+
+/// Which results are read, and how they are judged.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Limits that take the place of those in the files; rows of stores have none, and are judged by the default ones otherwise.
+    pub gate: Option<Gate>,
+    /// An SQL condition that rows of stores must meet.
+    pub condition: Option<String>,
+}
+
+/// Most rows that are read from one store, those with the highest ratios.
+const STORE_ROWS: usize = 10_000;
 
 /// What one file held.
 #[derive(Debug)]
@@ -80,17 +95,25 @@ pub struct ModelRow {
 }
 
 impl Results {
-    /// Reads files of results: of `sweep --out`, `model perplexity --out` or `model bench --out`.
+    /// Reads results stores, and files of `sweep --out`, `model perplexity --out` or `model bench --out`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) with the file that holds none.
-    pub fn read(paths: &[PathBuf]) -> Result<Self> {
-        let mut found = Self { sweeps: Vec::new(), models: Vec::new(), dumps: Vec::new(), places: Vec::new() };
+    pub fn read(paths: &[PathBuf], options: &Options) -> Result<Self> {
+        let mut found =
+            Self { sweeps: Vec::new(), models: Vec::new(), dumps: Vec::new(), left_out: 0, places: Vec::new() };
         for path in paths {
             let file = path.display().to_string();
-            for held in read(path)? {
+            let (all, left_out) = read(path, options)?;
+            found.left_out += left_out;
+            for held in all {
                 match held {
-                    Held::Sweep(results) => found.add(file.clone(), *results).context(|| format!("`{file}`"))?,
+                    Held::Sweep(mut results) => {
+                        if let Some(gate) = &options.gate {
+                            judge(&mut results, gate);
+                        }
+                        found.add(file.clone(), *results).context(|| format!("`{file}`"))?;
+                    }
                     Held::Model(results) => found.models.push(Source { file: file.clone(), results }),
                 }
             }
@@ -125,9 +148,6 @@ impl Results {
 
     /// Looks for the fronts again where rows of several files meet.
     fn mark(&mut self) {
-        if self.sweeps.len() < 2 {
-            return;
-        }
         let rows: Vec<_> = self.lines().map(|line| (line.dump, line.row)).collect();
         let found = front(&rows);
         for (place, on_front) in self.places.iter_mut().zip(found) {
@@ -212,8 +232,83 @@ struct Kind {
     dumps: Option<IgnoredAny>,
 }
 
-/// Reads a file; the one place that knows in which forms results are stored.
-fn read(path: &Path) -> Result<Vec<Held>> {
+/// Judges all rows by other limits.
+fn judge(sweep: &mut Sweep, gate: &Gate) {
+    sweep.gate = gate.clone().with_default();
+    sweep.gate_required = true;
+    for row in &mut sweep.rows {
+        row.verdict = row.is_ok().then(|| sweep.gate.judge(|metric| row.measured(metric)));
+    }
+}
+
+/// Reads the rows of a store as one sweep per receipt, and says how many rows are left.
+fn read_store(path: &Path, options: &Options) -> Result<(Vec<Held>, usize)> {
+    let store = Store::read(path)?;
+    let query = |columns: &[&str], limit| Query {
+        columns: columns.iter().map(ToString::to_string).collect(),
+        condition: options.condition.clone(),
+        order: Some("-ratio".into()),
+        limit,
+    };
+    let mut keys = Vec::new();
+    store.each(&query(&["key"], Some(STORE_ROWS)), |cells| {
+        keys.extend(cells.first().map(ToString::to_string));
+        Ok(())
+    })?;
+    let mut left_out = 0;
+    if keys.len() == STORE_ROWS {
+        let mut all = 0;
+        store.each(&query(&["key"], None), |_| {
+            all += 1;
+            Ok(())
+        })?;
+        left_out = all - keys.len();
+    }
+    let dumps: BTreeMap<_, _> = store.dumps()?.into_iter().map(|(facts, _)| (facts.digest.clone(), facts)).collect();
+    let mut sweeps: Vec<Sweep> = Vec::new();
+    for key in keys {
+        let Record { unit, mut row, refuted, receipt } = store.record(&key)?;
+        if let Some(facts) = dumps.get(&unit.digest) {
+            row.dump.clone_from(&facts.path);
+        }
+        let held = sweeps.iter().position(|sweep| sweep.receipt == receipt);
+        let idx = held.unwrap_or_else(|| {
+            sweeps.push(Sweep {
+                receipt,
+                gate: Gate::default(),
+                gate_required: false,
+                dumps: dumps.values().cloned().collect(),
+                canaries: Vec::new(),
+                rows: Vec::new(),
+                same: Vec::new(),
+                refuted: Vec::new(),
+                search: None,
+                found: Vec::new(),
+                resumed: None,
+            });
+            sweeps.len() - 1
+        });
+        let sweep = &mut sweeps[idx];
+        for refuted in refuted {
+            if !sweep.refuted.contains(&refuted) {
+                sweep.refuted.push(refuted);
+            }
+        }
+        row.verdict = row.is_ok().then(|| sweep.gate.judge(|metric| row.measured(metric)));
+        sweep.rows.push(row);
+    }
+    // A store does not say which receipt its canaries belong to.
+    if let Some(first) = sweeps.first_mut() {
+        first.canaries = store.all_canaries()?.into_iter().map(|(_, canary)| canary).collect();
+    }
+    Ok((sweeps.into_iter().map(|sweep| Held::Sweep(Box::new(sweep))).collect(), left_out))
+}
+
+/// Reads a file, and says how many of its rows are left; the one place that knows in which forms results are stored.
+fn read(path: &Path, options: &Options) -> Result<(Vec<Held>, usize)> {
+    if is_database(path) {
+        return read_store(path, options);
+    }
     let text = std::fs::read(path).map_err(|error| Error::io(path, &error))?;
     let wrong = |error: serde_json::Error| {
         Error::invalid_input(format!(
@@ -227,5 +322,5 @@ fn read(path: &Path) -> Result<Vec<Held>> {
     } else {
         Held::Model(serde_json::from_slice(&text).map_err(wrong)?)
     };
-    Ok(vec![held])
+    Ok((vec![held], 0))
 }

@@ -46,7 +46,7 @@ impl Sweep {
 
     /// What stands below the table: why rows are missing, what to mind, canaries and verdict.
     pub(crate) fn notes(&self) -> String {
-        [self.reasons(), self.remarks(), self.canary_lines(), self.verdict()].concat()
+        [self.reasons(), self.remarks(), self.canary_lines(), self.verdict(), self.resumption()].concat()
     }
 
     /// What to mind about rows: refuted promises, pipelines that do the same, queries that were left out.

@@ -38,7 +38,9 @@ function summary() {
   byId("lead").append(bold(plural(count, "row")), ` over ${plural(data.dumps.length, "dump")} of ${plural(runs, "run")} in all and ${bytes(original)} of keys and values. `,
     judged > 0 ? bold(`${whole(passing)} of ${whole(judged)}`) : "", judged > 0 ? ` that ran to the end hold the gate${others.length > 0 ? `; ${others.join(", ")}` : ""}.` : `${others.join(", ")}.`);
   const alerts = data.inputs.flatMap((input) => input.canaries.filter((canary) => canary.problem).map((canary) => `Canary ${canary.name} of ${canary.dump} failed, so the numbers of ${input.file} cannot be trusted: ${canary.problem}`));
-  if (data.total_rows > count) alerts.push(`${whole(data.total_rows - count)} of ${plural(data.total_rows, "row")} are left out to keep this page below 6 MB; rows.csv holds them all.`);
+  const unfit = data.total_rows - data.unread_rows - count;
+  if (unfit > 0) alerts.push(`${whole(unfit)} of ${plural(data.total_rows, "row")} are left out to keep this page below 6 MB; rows.csv holds them all.`);
+  if (data.unread_rows > 0) alerts.push(`${whole(data.unread_rows)} of ${plural(data.total_rows, "row")} were not read from their store, those with the lowest ratios; gearbox results export has them.`);
   byId("alerts").append(...alerts.map((text) => h("p", { class: "warning" }, text)));
   figures();
   const number = (value) => fixed(3)(value);

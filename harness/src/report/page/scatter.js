@@ -259,7 +259,8 @@ function labels(context, { width, height }) {
     const text = name.length > 30 ? `${name.slice(0, 29)}…` : name;
     const wide = context.measureText(text).width;
     const spots = [[x + size + 4, y - 5], [x + size + 5, y + 4], [x - size - 5 - wide, y + 4], [x - wide / 2, y - size - 6], [x - wide / 2, y + size + 14]];
-    for (const [left, base] of spots) {
+    // Among many marks, the side away from them.
+    for (const [left, base] of marks.length > 400 ? [spots[2]] : spots) {
       const box = [left - 2, base - 11, left + wide + 2, base + 3];
       if (!clear(box)) continue;
       context.strokeText(text, left, base);

@@ -42,8 +42,11 @@ let drawn = [0, 0];
 let focus = 0;
 
 /** What words of the filter are looked for in. */
-const haystack = rows.name.map((name, row) =>
-  [name, rows.chunking[row], rows.result[row], dumpOf(row).path, rows.reason[row], rows.pipeline[row]].join("\n").toLowerCase());
+const haystack = [];
+function textOf(row) {
+  haystack[row] ??= [rows.name[row], rows.chunking[row], rows.result[row], dumpOf(row).path, rows.reason[row], rows.pipeline[row]].join("\n").toLowerCase();
+  return haystack[row];
+}
 
 /** `ratio>3` and the like; what is none is a word. */
 function parseFilter(text) {
@@ -65,7 +68,7 @@ function isShown(row) {
   return (state.dump < 0 || rows.dump[row] === state.dump)
     && !state.hidden.has(rows.result[row])
     && (!state.front || rows.front[row])
-    && state.words.every((word) => haystack[row].includes(word))
+    && state.words.every((word) => textOf(row).includes(word))
     && state.limits.every((holds) => holds(row));
 }
 
@@ -118,7 +121,9 @@ function header() {
     const th = h("th", { scope: "col", class: kind, "data-key": column.key }, button);
     const longest = (texts) => texts.reduce((most, text) => Math.max(most, text.length), 0);
     const texts = column.text ?? ((row) => column.format(rows[column.key][row]));
-    const wanted = longest(Array.from({ length: count }, (_, row) => texts(row)));
+    // Of numbers, whose lengths hardly differ, a sample will do.
+    const step = column.text ? 1 : Math.ceil(count / 500);
+    const wanted = longest(Array.from({ length: Math.ceil(count / step) }, (_, idx) => texts(idx * step)));
     const width = Math.max(Math.min(wanted, column.most ?? 14), column.head.length + 2, (column.unit ?? "").length * 0.82);
     th.style.width = `${(width * 6.6 + 15 + (column.key === "result" ? 16 : 0)).toFixed(0)}px`;
     return th;
