@@ -11,6 +11,7 @@ pub mod evict;
 pub mod exp;
 pub mod gate;
 pub mod isolate;
+pub mod llm;
 pub mod loading;
 pub mod metrics;
 pub mod model;

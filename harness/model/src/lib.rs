@@ -36,7 +36,7 @@ mod tokenizer;
 mod train;
 mod weights;
 
-pub use cache::{Cache, CacheLedger, CacheOptions, LayerBytes, LayerLedger, Timings, Usage};
+pub use cache::{Cache, CacheLedger, CacheOptions, Coded, LayerBytes, LayerLedger, Timings, Usage};
 pub use candle_core::Device;
 pub use config::Config;
 pub use model::{LayerStep, Model, Probe, Step, bundled, most_probable};

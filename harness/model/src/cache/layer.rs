@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use gearbox_core::{
-    Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession, Limits, Needs, Result,
-    ResultExt, Role,
+    Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession, LaneCoding, Limits, Needs,
+    Result, ResultExt, Role,
 };
 use rayon::prelude::*;
 
 use super::Spec;
-use super::ledger::{LayerBytes, Usage};
+use super::ledger::{Coded, LayerBytes, Usage};
 use super::positions::Positions;
 use super::shrink;
 
@@ -36,6 +36,19 @@ impl Stored {
         }
         bytes
     }
+
+    /// What encoding it came to, apart from time; `row` are the bytes of a token of one role.
+    fn coded(&self, row: usize) -> Coded {
+        let bytes = self.bytes();
+        let is_raw = |coded: &&EncodedChunk| coded.lanes.iter().all(|lane| lane.coding == LaneCoding::Stored);
+        Coded {
+            chunks: 2,
+            raw_chunks: self.coded.iter().filter(is_raw).count() as u64,
+            raw_bytes: 2 * (self.seq * row) as u64,
+            stored_bytes: bytes.payload + bytes.headers,
+            ..Coded::default()
+        }
+    }
 }
 
 /// The store of one layer.
@@ -51,6 +64,8 @@ pub(super) struct Layer {
     pub(super) positions: Positions,
     pub(super) session: Option<Box<dyn EvictionSession>>,
     pub(super) usage: Usage,
+    /// What coding came to so far; time is added by the cache.
+    pub(super) coding: Coded,
 }
 
 /// The decoded chunks of the layer that is worked on, by role, in the storage type; after [`Layer::evict`] all its tokens.
@@ -67,6 +82,7 @@ impl Layer {
             positions: Positions::All(0),
             session,
             usage: Usage::default(),
+            coding: Coded::default(),
         }
     }
 
@@ -88,13 +104,14 @@ impl Layer {
     }
 
     /// Fills `out` with the decoded chunks.
-    pub(super) fn decode(&self, spec: &Spec, ids: &[u32], out: &mut Decoded) -> Result<()> {
+    pub(super) fn decode(&mut self, spec: &Spec, ids: &[u32], out: &mut Decoded) -> Result<()> {
         for out in out.iter_mut() {
             out.resize(self.coded * spec.row(), 0);
         }
         if self.chunks.is_empty() {
             return Ok(());
         }
+        self.coding.decoded_bytes += 2 * (self.coded * spec.row()) as u64;
         let coding = Coding::new(spec, self.id, &self.positions, ids)?;
         let [keys, values] = out;
         let mut start = 0;
@@ -205,6 +222,9 @@ impl Layer {
         }
         let coding = Coding::new(spec, self.id, &self.positions, ids)?;
         let new = coding.encode_all(&raw, decoded)?;
+        for chunk in &new {
+            self.coding += chunk.coded(spec.row());
+        }
         // The new runs lie between the chunks that stayed, in order.
         let mut old = std::mem::take(&mut self.chunks).into_iter();
         let mut start = 0;
