@@ -4,6 +4,7 @@ mod bad_input;
 mod configs;
 mod containers;
 mod engine;
+mod engines;
 mod eviction;
 mod golden_bitstream;
 mod golden_gear;
