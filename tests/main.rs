@@ -5,6 +5,7 @@ mod browser;
 mod configs;
 mod containers;
 mod engine;
+mod engines;
 mod eviction;
 mod golden_bitstream;
 mod golden_gear;

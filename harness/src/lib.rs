@@ -13,6 +13,7 @@ pub mod exp;
 pub mod gate;
 pub mod inspect;
 pub mod isolate;
+pub mod llm;
 pub mod loading;
 pub mod metrics;
 pub mod model;

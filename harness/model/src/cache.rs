@@ -17,7 +17,7 @@ use gearbox_core::{
 
 use self::attention::Scratch;
 use self::layer::{Decoded, Layer};
-pub use self::ledger::{CacheLedger, LayerBytes, LayerLedger, Timings, Usage};
+pub use self::ledger::{CacheLedger, Coded, LayerBytes, LayerLedger, Timings, Usage};
 pub use self::tensors::{TensorCache, TensorCacheSpec};
 use crate::element::narrow;
 use crate::{Config, from_candle};
@@ -322,8 +322,10 @@ impl Cache {
     /// Attends to what a layer holds, then evicts and encodes.
     fn read(&mut self, layer: usize, window: Option<usize>, query: &Tensor, clock: &mut Clock) -> Result<Tensor> {
         let (spec, layer, decoded) = (&self.spec, &mut self.layers[layer], &mut self.decoded);
+        let is_coded = layer.chunks() > 0;
         layer.decode(spec, &self.ids, decoded)?;
-        clock.lap(&mut self.timings.decode_ns);
+        let decode_ns = clock.lap(&mut self.timings.decode_ns);
+        layer.coding.decode_ns += if is_coded { decode_ns } else { 0 };
         let attended = self.scratch.attend(spec, query, [decoded, &layer.tail], &layer.positions, window);
         let (output, probabilities) = attended.map_err(from_candle)?;
         clock.lap(&mut self.timings.attention_ns);
@@ -344,8 +346,10 @@ impl Cache {
             }
             clock.lap(&mut self.timings.move_ns);
         }
+        let chunks = layer.coding.chunks;
         layer.encode(spec, &self.ids, raw, decoded)?;
-        clock.lap(&mut self.timings.encode_ns);
+        let encode_ns = clock.lap(&mut self.timings.encode_ns);
+        layer.coding.encode_ns += if layer.coding.chunks > chunks { encode_ns } else { 0 };
         Ok(output)
     }
 }
@@ -355,14 +359,16 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).map_err(from_candle)
 }
 
-/// Gives the time since it was last asked to a phase.
+/// Gives the time since it was last asked to a phase, in nanoseconds.
 struct Clock(Instant);
 
 impl Clock {
-    fn lap(&mut self, phase: &mut u64) {
+    fn lap(&mut self, phase: &mut u64) -> u64 {
         let now = Instant::now();
-        *phase += (now - self.0).as_nanos() as u64;
+        let ns = (now - self.0).as_nanos() as u64;
+        *phase += ns;
         self.0 = now;
+        ns
     }
 }
 

@@ -37,7 +37,7 @@ mod train;
 mod weights;
 
 pub use cache::{
-    Cache, CacheLedger, CacheOptions, LayerBytes, LayerLedger, TensorCache, TensorCacheSpec, Timings, Usage,
+    Cache, CacheLedger, CacheOptions, Coded, LayerBytes, LayerLedger, TensorCache, TensorCacheSpec, Timings, Usage,
 };
 pub use candle_core::Device;
 pub use config::Config;

@@ -6,6 +6,7 @@ mod doctor;
 mod dump;
 mod evict;
 mod gate;
+mod llm;
 mod model;
 mod plugin;
 mod report;
@@ -119,6 +120,10 @@ enum Command {
     /// Run a real model: capture dumps, measure quality and speed through a compressed cache
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Time requests like the reference's benchmark: its flags, config and table
+    LlmBench(Box<llm::BenchArgs>),
+    /// Decode prompts and dump the cache like the reference's demo: its arguments, environment and lines
+    LlmDemo(llm::DemoArgs),
     /// Write prompt files of wanted lengths in tokens from a corpus
     Prompts(PromptsArgs),
     /// Run an experiment of the reference, with its flags, files and columns
@@ -161,7 +166,7 @@ impl DumpArgs {
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(llm::arguments(std::env::args_os()));
     start_logging(cli.global);
     match start(cli) {
         Ok(status) => status.into(),
@@ -222,6 +227,8 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Plugin(command) => command.run(&load, json),
         Command::Dump(command) => command.run(json),
         Command::Model(command) => command.run(&load, json),
+        Command::LlmBench(args) => args.run(&load.registry()?, json),
+        Command::LlmDemo(args) => args.run(&load.registry()?, json),
         Command::Exp(command) => command.run(&load.registry()?, json),
         Command::Prompts(args) => args.run(json),
         Command::Worker(_) => unreachable!("it has run"),

@@ -40,17 +40,22 @@ impl ModelCommand {
 
 /// The model and the text it reads.
 #[derive(Debug, Args)]
-struct ModelArgs {
+pub(super) struct ModelArgs {
     /// Model folder in Hugging Face layout [default: the bundled tiny model]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
 }
 
 impl ModelArgs {
+    /// The folder that the flags name; none for the bundled model.
+    pub(super) fn folder(&self) -> Result<Option<PathBuf>> {
+        Ok(self.model.clone())
+    }
+
     fn load(&self) -> Result<Model> {
-        match &self.model {
+        match self.folder()? {
             None => Model::bundled(),
-            Some(folder) => Model::load(folder),
+            Some(folder) => Model::load(&folder),
         }
     }
 }
@@ -74,7 +79,7 @@ impl From<Storage> for DType {
 }
 
 /// Text of a file, which must be UTF-8.
-fn read_text(path: &std::path::Path) -> Result<String> {
+pub(super) fn read_text(path: &std::path::Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|error| Error::io(path, &error))?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

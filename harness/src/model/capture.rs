@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gearbox_core::{DType, Error, Result, ResultExt};
 use gearbox_model::{CacheOptions, Model, Step, most_probable};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use serde::Serialize;
 
-use crate::dump::{LayerSpec, RunSpec, SafetensorsWriter, Stage, TensorSpec, check_run_name, tensor_name};
+use super::spool::Spool;
+use crate::dump::{LayerSpec, RunSpec, SafetensorsWriter, Stage, TensorSpec, check_run_name};
 
 /// How a dump is captured.
 #[derive(Clone, Copy, Debug)]
@@ -99,84 +98,12 @@ pub fn capture(model: &Model, name: &str, prompt: &[u32], folder: &Path, options
         layers: (0..config.layers as u32).map(|id| LayerSpec { id, key: kv, value: kv, query }).collect(),
         metadata: BTreeMap::from([("writer".to_owned(), concat!("gearbox ", env!("CARGO_PKG_VERSION")).to_owned())]),
     };
-    let overflow = spool.overflow;
+    let overflow = spool.overflow();
     let mut writer = SafetensorsWriter::create(&path, &spec, options.overwrite)?;
     spool.write(&spec, &mut writer)?;
     writer.finish()?;
     let (prompt_tokens, decode_tokens) = (prompt.len(), options.decode);
     Ok(Captured { run: name.to_owned(), path, prompt_tokens, decode_tokens, prefill_s, decode_s, overflow })
-}
-
-/// Temporary files, one per tensor: steps come layer by layer, a dump wants one tensor behind the other.
-struct Spool {
-    folder: PathBuf,
-    dtype: DType,
-    /// By layer: keys, values, queries.
-    files: Vec<[BufWriter<File>; 3]>,
-    bytes: Vec<u8>,
-    overflow: u64,
-}
-
-impl Spool {
-    fn new(folder: &Path, layers: usize, dtype: DType) -> Result<Self> {
-        let file = || tempfile::tempfile_in(folder).map(BufWriter::new).map_err(|error| Error::io(folder, &error));
-        let files = (0..layers).map(|_| Ok([file()?, file()?, file()?])).collect::<Result<_>>()?;
-        Ok(Self { folder: folder.to_owned(), dtype, files, bytes: Vec::new(), overflow: 0 })
-    }
-
-    fn append(&mut self, step: &gearbox_model::LayerStep<'_>) -> Result<()> {
-        let files = &mut self.files[step.layer as usize];
-        for (file, numbers) in files.iter_mut().zip([step.key, step.value, step.query]) {
-            self.overflow += round(self.dtype, numbers, &mut self.bytes)?;
-            file.write_all(&self.bytes).map_err(|error| Error::io(&self.folder, &error))?;
-        }
-        Ok(())
-    }
-
-    fn write(self, spec: &RunSpec, writer: &mut SafetensorsWriter) -> Result<()> {
-        let mut bytes = self.bytes;
-        bytes.resize(1 << 20, 0);
-        for (layer, files) in spec.layers.iter().zip(self.files) {
-            for ((part, _), file) in layer.parts().zip(files) {
-                let name = tensor_name(layer.id, part);
-                let io = |error: std::io::Error| Error::io(&self.folder, &error);
-                let mut file = file.into_inner().map_err(|error| io(error.into_error()))?;
-                file.rewind().map_err(io)?;
-                loop {
-                    match file.read(&mut bytes).map_err(io)? {
-                        0 => break,
-                        len => writer.append(&name, &bytes[..len])?,
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Rounds to nearest even; counts finite numbers that become infinite.
-fn round(dtype: DType, numbers: &[f32], out: &mut Vec<u8>) -> Result<u64> {
-    out.clear();
-    let overflow = match dtype {
-        DType::F16 => {
-            let mut rounded = vec![f16::ZERO; numbers.len()];
-            rounded.convert_from_f32_slice(numbers);
-            out.extend(rounded.iter().flat_map(|number| number.to_le_bytes()));
-            numbers.iter().zip(&rounded).filter(|(from, to)| from.is_finite() && !to.is_finite()).count()
-        }
-        DType::Bf16 => {
-            let mut rounded = vec![bf16::ZERO; numbers.len()];
-            rounded.convert_from_f32_slice(numbers);
-            out.extend(rounded.iter().flat_map(|number| number.to_le_bytes()));
-            numbers.iter().zip(&rounded).filter(|(from, to)| from.is_finite() && !to.is_finite()).count()
-        }
-        DType::F32 => {
-            out.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-            0
-        }
-        other => return Err(Error::unsupported(format!("expected f16, bf16 or f32, got {other}"))),
-    };
-    Ok(overflow as u64)
 }
 
 /// One line of the run log, with the keys of the reference's `llm_demo_runs.jsonl`.

@@ -5,8 +5,10 @@ pub mod bench;
 pub mod capture;
 pub mod perplexity;
 mod shadow;
+mod spool;
 
 pub use self::arms::{Arm, CORRUPT, IDENTITY, RANDOM, controls};
+pub(crate) use self::spool::Spool;
 
 /// `ln softmax` in F64.
 fn log_softmax(logits: &[f32], out: &mut Vec<f64>) {

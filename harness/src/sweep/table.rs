@@ -39,7 +39,6 @@ impl Sweep {
         }
         let _ = writeln!(text, "\n{}", self.table());
         text.push_str(&self.notes());
-        text.push_str(&self.resumption());
         text.truncate(text.trim_end().len());
         text
     }

@@ -168,6 +168,17 @@ impl H2o {
             By::Default { .. } => None,
         }
     }
+
+    /// A session of mode `reference`, which tells what it decided; none in the other.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShapeMismatch`](gearbox_core::ErrorKind::ShapeMismatch) if the model has no such layer.
+    pub fn reference(&self, geometry: &CacheGeometry) -> Result<Option<Reference>> {
+        match &self.rules {
+            By::Default { .. } => Ok(None),
+            By::Reference { rules, clock, ema } => Reference::new(*rules, *clock, *ema, geometry).map(Some),
+        }
+    }
 }
 
 impl EvictionPolicy for H2o {

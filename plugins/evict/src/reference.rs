@@ -142,6 +142,7 @@ pub struct Reference {
     is_due: bool,
     /// Average weight of each block.
     scores: Vec<f64>,
+    decision: Option<Decision>,
 }
 
 /// Tokens that the reference's kernel looks at together.
@@ -155,7 +156,13 @@ impl Reference {
         }
         let lengths = vec![0; geometry.layers as usize];
         let (calls, decided, scores) = (0, 0, Vec::new());
-        Ok(Self { rules, clock, ema, geometry: *geometry, lengths, calls, decided, is_due: false, scores })
+        let (geometry, is_due, decision) = (*geometry, false, None);
+        Ok(Self { rules, clock, ema, geometry, lengths, calls, decided, is_due, scores, decision })
+    }
+
+    /// What the last plan decided; none if its clock did not ask for a decision.
+    pub fn decision(&self) -> Option<&Decision> {
+        self.decision.as_ref()
     }
 
     /// Layer of the next call.
@@ -238,10 +245,11 @@ impl EvictionSession for Reference {
 
     fn plan(&mut self, cache: &CacheView<'_>) -> Result<KeepSet> {
         cache.check(&self.geometry)?;
+        self.decision = None;
         if !std::mem::take(&mut self.is_due) {
             return Ok(KeepSet::All);
         }
-        let decision = self.rules.decide(cache.tokens, &self.scores);
+        let decision = &*self.decision.insert(self.rules.decide(cache.tokens, &self.scores));
         if decision.dominated || decision.kept == cache.tokens {
             return Ok(KeepSet::All);
         }

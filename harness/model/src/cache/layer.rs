@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use gearbox_core::{
-    Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession, Limits, Needs, Result,
-    ResultExt, Role,
+    Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession, LaneCoding, Limits, Needs,
+    Result, ResultExt, Role,
 };
 use rayon::prelude::*;
 
 use super::Spec;
-use super::ledger::{LayerBytes, LayerLedger, Usage};
+use super::ledger::{Coded, LayerBytes, LayerLedger, Usage};
 use super::positions::Positions;
 use super::shrink;
 
@@ -36,6 +36,19 @@ impl Stored {
         }
         bytes
     }
+
+    /// What encoding it came to, apart from time; `row` are the bytes of a token of one role.
+    fn coded(&self, row: usize) -> Coded {
+        let bytes = self.bytes();
+        let is_raw = |coded: &&EncodedChunk| coded.lanes.iter().all(|lane| lane.coding == LaneCoding::Stored);
+        Coded {
+            chunks: 2,
+            raw_chunks: self.coded.iter().filter(is_raw).count() as u64,
+            raw_bytes: 2 * (self.seq * row) as u64,
+            stored_bytes: bytes.payload + bytes.headers,
+            ..Coded::default()
+        }
+    }
 }
 
 /// The store of one layer.
@@ -51,6 +64,8 @@ pub(super) struct Layer {
     pub(super) positions: Positions,
     pub(super) session: Option<Box<dyn EvictionSession>>,
     pub(super) usage: Usage,
+    /// What coding came to so far; time is added by the cache.
+    pub(super) coding: Coded,
 }
 
 /// The decoded chunks of the layer that is worked on, by role, in the storage type; after [`Layer::evict`] all its tokens.
@@ -67,10 +82,11 @@ impl Layer {
             positions: Positions::All(0),
             session: None,
             usage: Usage::default(),
+            coding: Coded::default(),
         }
     }
 
-    fn chunks(&self) -> usize {
+    pub(super) fn chunks(&self) -> usize {
         2 * self.chunks.len()
     }
 
@@ -96,6 +112,7 @@ impl Layer {
             chunks: self.chunks() as u64,
             bytes: self.bytes(),
             usage: self.usage,
+            coded: self.coding,
         }
     }
 
@@ -105,12 +122,14 @@ impl Layer {
     }
 
     /// Fills `out` with the decoded chunks.
-    pub(super) fn decode(&self, spec: &Spec, ids: &[u32], out: &mut Decoded) -> Result<()> {
+    pub(super) fn decode(&mut self, spec: &Spec, ids: &[u32], out: &mut Decoded) -> Result<()> {
         for out in out.iter_mut() {
             out.resize(self.coded_len(spec), 0);
         }
         let [keys, values] = out;
-        self.decode_into(spec, ids, [keys, values])
+        self.decode_into(spec, ids, [keys, values])?;
+        self.coding.decoded_bytes += 2 * self.coded_len(spec) as u64;
+        Ok(())
     }
 
     /// Decodes the chunks into memory of [`Layer::coded_len`] bytes each.
@@ -232,6 +251,9 @@ impl Layer {
         }
         let coding = Coding::new(spec, self.id, &self.positions, ids)?;
         let new = coding.encode_all(&raw, decoded)?;
+        for chunk in &new {
+            self.coding += chunk.coded(spec.row());
+        }
         // The new runs lie between the chunks that stayed, in order.
         let mut old = std::mem::take(&mut self.chunks).into_iter();
         let mut start = 0;

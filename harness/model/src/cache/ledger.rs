@@ -74,6 +74,37 @@ impl Usage {
     }
 }
 
+/// What coding the chunks of one layer came to since the request began, keys and values together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Coded {
+    /// Chunks that were encoded; one that lost tokens and was encoded again counts twice.
+    pub chunks: u64,
+    /// Those among them of which no lane became smaller, so that they are stored as they are.
+    pub raw_chunks: u64,
+    /// Bytes that went in.
+    pub raw_bytes: u64,
+    /// Bytes that came out, with headers as long as in a container.
+    pub stored_bytes: u64,
+    /// Time of encoding in nanoseconds.
+    pub encode_ns: u64,
+    /// Bytes that decoding gave back: attention reads every chunk in every step.
+    pub decoded_bytes: u64,
+    /// Time of decoding in nanoseconds.
+    pub decode_ns: u64,
+}
+
+impl AddAssign for Coded {
+    fn add_assign(&mut self, other: Self) {
+        self.chunks += other.chunks;
+        self.raw_chunks += other.raw_chunks;
+        self.raw_bytes += other.raw_bytes;
+        self.stored_bytes += other.stored_bytes;
+        self.encode_ns += other.encode_ns;
+        self.decoded_bytes += other.decoded_bytes;
+        self.decode_ns += other.decode_ns;
+    }
+}
+
 /// What one layer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerLedger {
@@ -89,6 +120,8 @@ pub struct LayerLedger {
     pub bytes: LayerBytes,
     /// Resident bytes over time.
     pub usage: Usage,
+    /// What coding came to.
+    pub coded: Coded,
 }
 
 /// What a cache holds: every resident byte once.

@@ -284,7 +284,7 @@ impl Folder {
 }
 
 /// The files of a model, by key of the config, with the names that they have if the config does not say.
-const FILES: [(&str, &str); 6] = [
+pub(crate) const FILES: [(&str, &str); 6] = [
     ("llm_config", "llm_config.json"),
     ("llm_model", "llm.mnn"),
     ("llm_weight", "llm.mnn.weight"),

@@ -18,9 +18,12 @@ mod preset;
 mod rows;
 
 pub use analyze::AnalyzeArgs;
+pub(crate) use bench::FILES;
 pub use bench::{BenchArgs, SweepArgs};
+pub(crate) use parse::LOG;
 pub use parse::ParseArgs;
 pub use preset::Preset;
+pub(crate) use preset::{Codec, Scope, TargetMode};
 
 /// A revision of the reference's kit; each adds to the one before.
 #[derive(
@@ -60,7 +63,7 @@ impl Kit {
 /// What the engine does with compressed blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum Mode {
+pub(crate) enum Mode {
     /// Encodes samples and decodes one
     Probe,
     /// Encodes more layers

@@ -45,11 +45,11 @@ pub struct ParseArgs {
 }
 
 /// The column with the path of the log.
-pub(super) const LOG: &str = "log_file";
+pub(crate) const LOG: &str = "log_file";
 
 impl Kit {
     /// Columns of this revision, in the order of its CSV file.
-    fn columns(self) -> Vec<&'static str> {
+    pub(crate) fn columns(self) -> Vec<&'static str> {
         let mut columns = vec![
             "model",
             "modelSize",

@@ -204,7 +204,7 @@ impl Default for Preset {
 /// What decides how much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum TargetMode {
+pub(crate) enum TargetMode {
     /// The kept fraction
     Static,
     /// The ratio that is aimed at
@@ -215,7 +215,7 @@ enum TargetMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
-enum Scope {
+pub(crate) enum Scope {
     /// None
     None,
     /// The front layers
@@ -231,7 +231,7 @@ enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
-enum Codec {
+pub(crate) enum Codec {
     /// Not at all
     None,
     /// Bytes apart, predicted and compressed
