@@ -10,7 +10,7 @@ from conftest import bits
 SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize("pipeline", [None, "store", "planes", "gear-delta", "token-ref"])
+@pytest.mark.parametrize("pipeline", [None, "store", "planes", "gear-delta", {"routes": [{"transforms": [{"id": "token-ref"}]}]}])
 @pytest.mark.parametrize("dtype", [numpy.float16, numpy.float32, "bfloat16"])
 def test_lossless_cache_gives_back_what_was_appended(tensor, pipeline, dtype):
     cache = gearbox.Cache(pipeline, **SHAPE, dtype=dtype, residual=8, chunk=16)
@@ -80,7 +80,8 @@ def test_arguments_that_do_not_fit_are_refused_and_change_nothing(tensor):
 
 
 def test_token_ids_come_with_the_tokens_that_need_them(tensor):
-    cache = gearbox.Cache("token-ref", **SHAPE, tokens=True, residual=0, chunk=8)
+    pipeline = {"routes": [{"transforms": [{"id": "token-ref"}], "codec": {"id": "zstd"}}]}
+    cache = gearbox.Cache(pipeline, **SHAPE, tokens=True, residual=0, chunk=8)
     key = tensor(16)
     with pytest.raises(gearbox.GearboxError, match="expected the ids of the tokens, got none"):
         cache.append(0, key, key)

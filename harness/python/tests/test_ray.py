@@ -66,7 +66,7 @@ def test_cluster_that_loses_a_node_gives_every_row_once(dump):
         home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
         script = pathlib.Path(__file__).with_name("cluster.py")
         command = [*ALONE, sys.executable, script, folder, config, dump]
-        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=240)
+        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=400)
         logs = "".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
         assert ran.returncode == 0, ran.stderr + logs
         rows = json.loads((folder / "rows.json").read_text())
@@ -95,7 +95,7 @@ def test_command_sweeps_on_this_machine_and_ships_its_dumps(dump, tmp_path):
         options = ["--dump", dump, "--pipeline", "zstd", "--pipeline", "store", "--results", folder / "r.db", "--ship", "--json"]
         command = [*ALONE, sys.executable, "-c", code, pathlib.Path(__file__).parent, *options]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": str(folder)}
-        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=240)
+        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=400)
         assert ran.returncode == 0, ran.stderr
         assert numbers(json.loads(ran.stdout)["rows"]) == numbers(gearbox.sweep(dumps=dump, pipelines=["zstd", "store"]))
     finally:
