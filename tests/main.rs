@@ -14,6 +14,7 @@ mod isolate;
 mod lossless;
 mod matrix;
 mod model;
+mod results;
 mod run;
 mod scaffold;
 mod sweeps;

@@ -327,3 +327,34 @@ fn completions_are_printed_for_every_shell() {
         assert!(stdout(&["completions", shell]).contains("sweep"), "{shell}");
     }
 }
+
+#[test]
+fn results_are_read_back_as_they_were_written() {
+    let mut pipelines = [
+        json!({ "routes": [{ "codec": { "id": "planes" } }] }),
+        json!({ "routes": [{ "evict": { "id": "window" }, "codec": { "id": "store" } }] }),
+    ]
+    .to_vec();
+    pipelines.push(quant(&json!({ "bits": 2 })));
+    let sweep = sweep_of(&json!({ "pipelines": pipelines }), 0);
+    let states: Vec<_> = sweep["rows"].as_array().unwrap().iter().map(|row| row["state"].clone()).collect();
+    assert_eq!(states, ["ok", "unsupported", "ok"]);
+    let read: gearbox::sweep::Sweep = serde_json::from_value(sweep.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), sweep);
+    assert!(read.rows[2].attention.is_some() && !read.rows[2].verdict.as_ref().unwrap().passed());
+
+    // What is not finite is `null` in a file, and damage again when it is read.
+    let mut broken = sweep["rows"][2].clone();
+    for name in ["mae", "nmse", "cosine"] {
+        broken["error"]["all"][name] = Value::Null;
+    }
+    broken["measured"]["worst_head_nmse"] = Value::Null;
+    broken["measured"]["worst_head_cosine"] = Value::Null;
+    let row: gearbox::sweep::Row = serde_json::from_value(broken.clone()).unwrap();
+    let error = &row.error.as_ref().unwrap().all.error;
+    assert!(error.mae.is_infinite() && error.nmse.is_infinite() && error.cosine.is_nan());
+    let measured = |metric| row.measured(metric).unwrap();
+    assert!(measured(gearbox::gate::Metric::WorstHeadNmse).is_infinite());
+    assert!(measured(gearbox::gate::Metric::WorstHeadCosine).is_nan());
+    assert_eq!(serde_json::to_value(&row).unwrap(), broken);
+}

@@ -95,6 +95,11 @@ impl AtomicFile {
         &self.path
     }
 
+    /// The name that the file has until then, for those who write it by name. Nothing may be written through [`Write`] beside that.
+    pub fn temporary(&self) -> &Path {
+        self.file.get_ref().path()
+    }
+
     /// Gives the file its name.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use gearbox_core::container::{Container, ReadAt, SequenceInfo, StoredSequence};
 use gearbox_core::{Chunk, DType, Error, Pipeline, Result, Role, Shape};
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dump::{Dump, Layer};
 use crate::engine::{self, Decoded};
@@ -56,7 +56,7 @@ pub struct Options<'a> {
 }
 
 /// One head of one chunk of one tensor, every sign of which is turned around.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlippedHead {
     /// Name of the run.
     pub run: String,

@@ -27,7 +27,7 @@ const ALONE_BYTES: usize = 64 << 20;
 const BATCH_JOBS: usize = 1024;
 
 /// What one sequence cost.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SequenceCost {
     /// Name of the run.
     pub run: String,

@@ -38,13 +38,14 @@ use std::sync::LazyLock;
 
 use gearbox_core::{DType, Error, Result, ResultExt, Role};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dump::{Dump, Layer};
+use crate::number;
 use crate::report::{self, Columns};
 
 /// One number for each stream, in bits per value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Streams {
     /// Sign bit.
     pub sign: f64,
@@ -59,7 +60,7 @@ pub struct Streams {
 }
 
 /// Entropies of a tensor, or means over several, each weighted by its values. All in bits per value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entropy {
     /// Number of values.
     pub values: u64,
@@ -74,10 +75,12 @@ pub struct Entropy {
     /// Raw sign, exponent and mantissa, and the mantissa bits of F32 that are in no stream.
     pub floor: f64,
     /// Bits of an element ÷ floor; infinite (`null` in JSON) where the floor is zero.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub ceiling: f64,
     /// The floor with the exponent given its channel.
     pub channel_floor: f64,
     /// Bits of an element ÷ that floor.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub channel_ceiling: f64,
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use gearbox_core::{Error, Result, ResultExt};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// A number that a row measures: of a sweep over the whole dump, of a run of a model over the whole request.
@@ -148,6 +148,13 @@ impl fmt::Display for Metric {
     }
 }
 
+/// Reads what was measured, by name. `null` stands for a number that is not finite, and passes no limit here either.
+pub(crate) fn read_measured<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Metric, f64>, D::Error> {
+    let read = BTreeMap::<Metric, Option<f64>>::deserialize(deserializer)?;
+    let worst = |metric: Metric| if metric.is_better_high() { f64::NAN } else { f64::INFINITY };
+    Ok(read.into_iter().map(|(metric, value)| (metric, value.unwrap_or(worst(metric)))).collect())
+}
+
 /// What a number may be; at least one side is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -276,11 +283,11 @@ impl Gate {
 }
 
 /// A limit that does not hold.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Violation {
     /// What was measured.
     pub metric: Metric,
-    /// Its value; none if it was not measured.
+    /// Its value; none if it was not measured. One that is not finite is read back from JSON as none.
     pub value: Option<f64>,
     /// What it may be.
     pub limit: Limit,
@@ -317,7 +324,7 @@ fn short(value: f64) -> String {
 }
 
 /// What a gate says of a row.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The limits that do not hold, in the order of their metrics; a row without any passes.
     pub violations: Vec<Violation>,
@@ -382,6 +389,7 @@ struct ResultsRow {
     state: String,
     #[serde(default)]
     reason: Option<String>,
+    #[serde(deserialize_with = "read_measured")]
     measured: BTreeMap<Metric, f64>,
 }
 

@@ -4,6 +4,8 @@
 //! what they share is here: how arrays cross ([`arrays`]), how errors become exceptions ([`error`]), and which plugins there are
 //! ([`registry`]). The package around it is in `python/gearbox`.
 
+#![expect(clippy::needless_pass_by_value, reason = "arguments arrive from Python by value")]
+
 use pyo3::prelude::*;
 
 mod arrays;
@@ -14,6 +16,7 @@ mod error;
 mod json;
 mod pipeline;
 mod registry;
+mod sweep;
 
 /// The compiled part of `gearbox`.
 #[pymodule]
@@ -30,6 +33,8 @@ mod _gearbox {
     use crate::pipeline::Pipeline;
     #[pymodule_export]
     use crate::registry::{load_plugin, plugins};
+    #[pymodule_export]
+    use crate::sweep::{Evaluator, Plan};
 
     /// Version of the package and of the program it belongs to.
     #[pymodule_export]

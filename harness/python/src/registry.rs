@@ -26,14 +26,17 @@ pub(crate) fn registry() -> Result<Arc<Registry>> {
     Ok(registry)
 }
 
-/// Adds the plugins of a library, and gives their ids.
-fn load(path: PathBuf, sha256: Option<String>, allow_insecure: bool) -> Result<Vec<String>> {
+/// Adds the plugins of libraries, and gives their ids. A library that was loaded from the same path before stays as it is.
+pub(crate) fn load(sources: &[Source], allow_insecure: bool) -> Result<Vec<String>> {
     let mut longer = (*registry()?).clone();
     let args = LoadArgs { allow_insecure_plugins: allow_insecure, ..LoadArgs::default() };
-    let entries = args.entries(&[Source { path, sha256 }], false, &gearbox::isolate::Limits::default())?;
+    let entries = args.entries(sources, false, &gearbox::isolate::Limits::default())?;
     let ids = entries.iter().map(|entry| entry.id().to_owned()).collect();
     for entry in entries {
-        longer.insert(entry)?;
+        let held = longer.get(entry.id()).is_ok_and(|held| (held.id(), held.origin()) == (entry.id(), entry.origin()));
+        if !held {
+            longer.insert(entry)?;
+        }
     }
     *REGISTRY.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(longer));
     Ok(ids)
@@ -61,5 +64,5 @@ pub(crate) fn load_plugin(
     sha256: Option<String>,
     allow_insecure: bool,
 ) -> PyResult<Vec<String>> {
-    py.detach(|| load(path, sha256, allow_insecure)).map_err(raise)
+    py.detach(|| load(&[Source { path, sha256 }], allow_insecure)).map_err(raise)
 }

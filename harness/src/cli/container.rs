@@ -219,6 +219,7 @@ fn decode_to(container: &Container<File>, pipeline: &Pipeline, folder: &Path) ->
     }
     Ok(Dump {
         path: folder.to_owned(),
+        selection: dump::Selection::default(),
         runs: result,
         findings: dump::Findings::default(),
         dropped: dump::Dropped::default(),

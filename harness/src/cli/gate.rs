@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::gate::{Candidates, Gate};
 use crate::report;
+use crate::results::{self, Store};
 use crate::status::Status;
 
 /// Judges stored results: one pipeline must hold every limit.
@@ -20,10 +21,11 @@ use crate::status::Status;
   gearbox model perplexity --text book.txt --pipeline p.json --out quality.json
   gearbox model bench --text book.txt --pipeline p.json --out speed.json
   gearbox gate quality.json speed.json --config configs/gate/default.json
+  gearbox gate all.db --config gate.json            every row of a results store
 
 Exit status: 0 if a pipeline passes; 1 if none does, or if a control of a file failed; 2 usage or data error.")]
 pub(super) struct GateArgs {
-    /// Results as JSON: of `sweep --out`, `model perplexity --out` or `model bench --out`
+    /// Results: JSON of `sweep --out`, `model perplexity --out` or `model bench --out`, or a store of `sweep --results`
     #[arg(required = true, value_name = "RESULTS")]
     results: Vec<PathBuf>,
     /// Limits as JSON: `{ "resident_ratio": { "min": 3 }, "perplexity_increase": { "max": 0.05 } }`
@@ -62,6 +64,9 @@ impl GateArgs {
 }
 
 fn read(path: &Path) -> Result<serde_json::Value> {
+    if results::is_database(path) {
+        return Store::read(path)?.to_results();
+    }
     let bytes = std::fs::read(path).map_err(|error| Error::io(path, &error))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid_input(format!("`{}`: expected results as JSON: {error}", path.display())))

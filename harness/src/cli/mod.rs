@@ -7,6 +7,7 @@ mod evict;
 mod gate;
 mod model;
 mod plugin;
+mod results;
 mod sweep;
 mod worker;
 
@@ -73,6 +74,9 @@ enum Command {
     Inspect(container::InspectArgs),
     /// Decode a container from its bytes alone and compare digests, or the dump itself
     Verify(container::VerifyArgs),
+    /// Look into a results store, join stores, compare them, and check rows by computing them again
+    #[command(subcommand)]
+    Results(results::ResultsCommand),
     /// Judge stored results by limits: one pipeline must hold them all
     Gate(gate::GateArgs),
     /// Measure encode and decode time of pipelines, warm, alternating, verified
@@ -171,6 +175,7 @@ fn start(cli: Cli) -> Result<Status> {
         Command::Decode(args) => args.run(&load.registry()?, json),
         Command::Inspect(args) => args.run(json),
         Command::Verify(args) => args.run(&load.registry()?, json),
+        Command::Results(command) => command.run(&load, json),
         Command::Gate(args) => args.run(json),
         Command::Bench(args) => args.run(&load.registry()?, json),
         Command::Evict(args) => args.run(&load.registry()?, json),

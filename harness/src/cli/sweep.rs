@@ -9,9 +9,10 @@ use gearbox_core::{Error, Result};
 use crate::atomic::AtomicFile;
 use crate::gate::Metric;
 use crate::loading::LoadArgs;
+use crate::results::Store;
 use crate::select::SelectArgs;
 use crate::status::Status;
-use crate::sweep::{Containers, Opened, Plan, Sweep, SweepConfig};
+use crate::sweep::{Containers, Opened, Plan, Shard, Sweep, SweepConfig};
 use crate::{report, sample};
 
 /// Runs every pipeline over a dump, and judges each by what attention would see.
@@ -25,6 +26,8 @@ use crate::{report, sample};
   gearbox sweep configs/sweeps/zstd-levels.json  pipelines from a file
   gearbox sweep configs/sweeps/strict-gate.json  the cheapest setting within limits on attention
   gearbox sweep --dump DIR --pipeline gear --pipeline zstd --out results
+  gearbox sweep big.json --results all.db                 each row is stored when it is done; the same again goes on
+  gearbox sweep big.json --results part-3.db --shard 3/8  one of eight equal shares; `gearbox results merge` joins them
   gearbox sweep --pipeline '{\"routes\": [{\"transforms\": [{\"id\": \"quant\", \"bits\": 4}],
                             \"codec\": {\"codes\": {\"id\": \"rans\"}, \"*\": {\"id\": \"zstd\"}}}]}'
 
@@ -51,6 +54,15 @@ pub(super) struct SweepArgs {
     /// Replace existing files
     #[arg(long)]
     overwrite: bool,
+    /// Results store: rows that it holds are read instead of computed, the others are added as each is done
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_containers")]
+    results: Option<PathBuf>,
+    /// Compute the rows that the store holds again, and replace them
+    #[arg(long, requires = "results")]
+    rerun: bool,
+    /// Run share I of N, for machines that do not know of each other; each needs a store of its own
+    #[arg(long, value_name = "I/N", requires = "results")]
+    shard: Option<Shard>,
     #[command(flatten)]
     select: SelectArgs,
 }
@@ -67,7 +79,14 @@ impl SweepArgs {
         for text in &self.pipeline {
             config.pipelines.push(crate::pipelines::read(text, registry)?);
         }
-        let plan = Plan::new(&config, registry)?;
+        let mut plan = Plan::new(&config, registry)?;
+        if let Some(shard) = self.shard {
+            plan = plan.shared(shard)?;
+        }
+        let store = self.results.as_deref().map(Store::open).transpose()?;
+        if let Some(store) = &store {
+            plan = plan.stored_in(store, self.rerun);
+        }
         let mut paths = if self.dump.is_empty() { config.dumps.clone() } else { self.dump.clone() };
         if paths.is_empty() {
             paths.push(sample::find()?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use gearbox_core::{Chunk, Error, Result, Role};
 
 use super::open::Candidate;
-use super::{Dropped, Dump, Entry, Findings, Layout, NewEntry, Tensor, assemble, check_run_name};
+use super::{Dropped, Dump, Entry, Findings, Layout, NewEntry, Selection, Tensor, assemble, check_run_name};
 
 /// Keys and values in memory, or only one of them.
 ///
@@ -87,7 +87,8 @@ impl<'a> Arrays<'a> {
         if let Some(finding) = findings.list.first() {
             return Err(Error::invalid_input(finding.to_string()));
         }
-        let index = Dump { path: path.to_path_buf(), runs, findings, dropped: Dropped::default() };
+        let (selection, dropped) = (Selection::default(), Dropped::default());
+        let index = Dump { path: path.to_path_buf(), selection, runs, findings, dropped };
         Ok(Self { index, bytes, roles: roles.to_vec() })
     }
 

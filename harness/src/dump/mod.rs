@@ -63,6 +63,8 @@ pub use write::{LayerSpec, NewEntry, RunSpec, SafetensorsWriter, TensorSpec, wri
 pub struct Dump {
     /// What was opened.
     pub path: PathBuf,
+    /// Which entries were wanted.
+    pub selection: Selection,
     /// The valid part.
     pub runs: Vec<Run>,
     /// Everything that was left out, with its reason.

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gearbox_core::{Error, Result, Rope, Stage};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Dump, Entry, Findings, Reason, assemble, packed, reference, safetensors};
 
 /// Which entries of a dump are wanted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Selection {
     /// Keep one stage. Packed snapshots hold all stages and pass.
     pub stage: Option<Stage>,
@@ -208,7 +209,7 @@ impl Dump {
             let message = format!("expected at least one valid entry, got none ({} filtered out)", dropped.total());
             findings.push(Reason::NoEntries, shown.to_string(), message);
         }
-        Ok(Self { path: path.to_path_buf(), runs, findings, dropped })
+        Ok(Self { path: path.to_path_buf(), selection: selection.clone(), runs, findings, dropped })
     }
 }
 

@@ -8,9 +8,10 @@ use std::marker::PhantomData;
 
 use gearbox_core::{Chunk, Error, Result, Role};
 use pulp::{Arch, Simd, WithSimd};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::element::{Element, with_element};
+use crate::number;
 
 /// What is added up over the elements of one head, to be merged before anything is divided.
 ///
@@ -116,8 +117,9 @@ pub(super) fn share(noise: f64, signal: f64) -> f64 {
 
 /// How far decoded elements are from the original ones.
 ///
-/// Numbers that are not finite become `null` in JSON. Of all but `snr_db` that means: damaged beyond measure, so let it fail a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// Numbers that are not finite become `null` in JSON. Of all but `snr_db` that means: damaged beyond measure, so let it fail a gate. They are
+/// read back as infinite, the cosine as NaN, and `snr_db` as none.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorError {
     /// Elements that were compared.
     pub elements: u64,
@@ -126,16 +128,21 @@ pub struct TensorError {
     /// Elements that are not finite in the original or in the decoded tensor, and came back with other bits.
     pub broken: u64,
     /// Mean of `|d|`.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub mae: f64,
     /// Root of the mean of `d²`.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub rmse: f64,
     /// `Σd² / Σx²`.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub nmse: f64,
     /// Signal-to-noise ratio in decibels, `-10 log10(nmse)`; none if `nmse` is 0.
     pub snr_db: Option<f64>,
     /// Greatest `|d|`.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub max_abs: f64,
     /// Cosine of the angle between original and decoded elements as vectors.
+    #[serde(deserialize_with = "number::or_nan")]
     pub cosine: f64,
 }
 
@@ -395,7 +402,7 @@ pub struct PlacedSums {
 }
 
 /// Error of one head of one run, layer and role.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadError {
     /// Name of the run.
     pub run: String,
@@ -411,7 +418,7 @@ pub struct HeadError {
 }
 
 /// Error of one layer and role, over all heads and runs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerError {
     /// Layer of the model.
     pub layer: u32,
@@ -425,7 +432,7 @@ pub struct LayerError {
 /// Error over all heads, layers and runs of one role or of both, and where it is worst.
 ///
 /// Of equally bad heads or layers the first in the order of the tables is named; there is none without any head.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoleError {
     /// Keys or values; both if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -442,7 +449,7 @@ pub struct RoleError {
 }
 
 /// Errors of a dump.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorReport {
     /// Over everything.
     pub all: RoleError,

@@ -5,8 +5,10 @@
 //! Chunks have 128 tokens, in sequences of more than 1024 an eighth of the tokens. The gate must catch it by something that was measured; one
 //! that does not is blind to what averages hide, and the sweep fails.
 
+use std::borrow::Cow;
+
 use gearbox_core::{Chunking, Pipeline, PipelineSpec, PluginSpec, Registry, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::row;
 use crate::atomic::AtomicFile;
@@ -23,10 +25,10 @@ const TOKENS: usize = 128;
 const CHUNKS: usize = 8;
 
 /// How a canary ended.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Canary {
     /// `identity` or `flipped-head`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The dump, as it was named.
     pub dump: String,
     /// The head that was broken.
@@ -82,7 +84,7 @@ impl Canary {
     fn new(name: &'static str, dump: &Dump, compared: &Compared) -> Self {
         let all = compared.error_report().all;
         Self {
-            name,
+            name: name.into(),
             dump: dump.path.display().to_string(),
             flipped: None,
             error: all.error,

@@ -1,13 +1,14 @@
 //! What pipelines promise, and what is left of it after the conformance kit has attacked the loaded plugins among them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use gearbox_conformance::Outcome;
 use gearbox_core::{AnyEntry, Pipeline, PluginSpec, Registry};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A promise of a pipeline that holds for any input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Label {
     /// Every bit comes back.
@@ -29,12 +30,12 @@ impl fmt::Display for Label {
 }
 
 /// A property that a loaded plugin does not have, and the labels that its pipelines lose.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refuted {
     /// Id and settings.
     pub plugin: PluginSpec,
     /// The property of the kit.
-    pub property: &'static str,
+    pub property: Cow<'static, str>,
     /// The first counter-example, with shape, element type and seed.
     pub found: String,
     /// What is withheld; empty if the property belongs to no label.
@@ -64,8 +65,8 @@ impl<'a> Labels<'a> {
         Self { registry, checked: Vec::new() }
     }
 
-    /// The labels of a pipeline that ran.
-    pub fn of(&mut self, pipeline: &Pipeline) -> Vec<Label> {
+    /// The labels of a pipeline that ran, and what was refuted of its plugins.
+    pub fn of(&mut self, pipeline: &Pipeline) -> (Vec<Label>, Vec<Refuted>) {
         let mut labels = Vec::new();
         if pipeline.is_lossless() {
             labels.push(Label::Lossless);
@@ -75,16 +76,13 @@ impl<'a> Labels<'a> {
         if pipeline.is_deterministic() {
             labels.push(Label::Deterministic);
         }
+        let mut all = Vec::new();
         for plugin in pipeline.spec().plugins() {
             let refuted = self.refuted_of(plugin);
             labels.retain(|label| !refuted.iter().any(|refuted| refuted.labels.contains(label)));
+            all.extend(refuted.iter().filter(|refuted| !all.contains(*refuted)).cloned().collect::<Vec<_>>());
         }
-        labels
-    }
-
-    /// Everything that was refuted.
-    pub fn refuted(self) -> Vec<Refuted> {
-        self.checked.into_iter().flat_map(|(_, refuted)| refuted).collect()
+        (labels, all)
     }
 
     fn refuted_of(&mut self, plugin: &PluginSpec) -> &[Refuted] {
@@ -104,7 +102,7 @@ impl<'a> Labels<'a> {
 fn refute(entry: &AnyEntry, plugin: &PluginSpec) -> Vec<Refuted> {
     let outcomes = gearbox_conformance::run(entry, &plugin.settings_value());
     let refuted = |Outcome { property, failure, .. }| {
-        Some(Refuted { plugin: plugin.clone(), property, found: failure?, labels: attacked(property) })
+        Some(Refuted { plugin: plugin.clone(), property: property.into(), found: failure?, labels: attacked(property) })
     };
     outcomes.into_iter().filter_map(refuted).collect()
 }

@@ -2,7 +2,11 @@
 //!
 //! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
 //! [`canary`].
+//!
+//! A [`Plan`] enumerates [`Unit`]s, an [`Evaluator`] makes a [`Record`] of each, and a [`Store`](crate::results::Store) keeps them, so that a
+//! sweep goes on where it was stopped, and may be spread over machines.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,27 +16,31 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::canary::Canary;
-use self::labels::Labels;
 pub use self::labels::{Label, Refuted};
 pub use self::row::{LedgerRow, Outcome, RoleBytes, Row};
+use self::runner::{End, Runner};
 pub use self::search::{Found, Objective, Search};
-use crate::atomic::AtomicFile;
-use crate::dump::Dump;
+pub use self::shard::Shard;
+pub use self::unit::{Evaluator, Record, Unit};
+use crate::dump::{Dump, Selection};
 use crate::entropy::{Entropies, Entropy};
 use crate::gate::{Gate, Verdict};
 use crate::isolate::Limits;
 use crate::loading::LibraryFile;
 use crate::metrics::attention::{Attention, AttentionOptions};
-use crate::pipelines::{self, Grid};
+use crate::pipelines;
 use crate::receipt::Receipt;
-use crate::report;
+use crate::results::Store;
 
 pub mod canary;
 mod labels;
 mod pareto;
 mod row;
+mod runner;
 mod search;
+mod shard;
 mod table;
+mod unit;
 
 /// A sweep as it is written down.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -149,7 +157,7 @@ struct Planned {
 }
 
 /// All rows of a sweep and what is needed to run it again.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sweep {
     /// Program, machine and threads.
     pub receipt: Receipt,
@@ -171,10 +179,27 @@ pub struct Sweep {
     pub search: Option<Search>,
     /// What a search found, one per pipeline of the config.
     pub found: Vec<Found>,
+    /// What was read from a results store, and what was computed; none without a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<Resumed>,
+}
+
+/// What a sweep took from a results store and gave to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The store.
+    pub store: String,
+    /// Units that were evaluated.
+    pub computed: usize,
+    /// Units whose rows were read.
+    pub read: usize,
+    /// The share of the sweep, if it was cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
 }
 
 /// A pipeline that does the same as another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Same {
     /// The pipeline that was left out.
     pub name: String,
@@ -183,10 +208,13 @@ pub struct Same {
 }
 
 /// What a sweep says of a dump.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DumpFacts {
     /// As it was named.
     pub path: String,
+    /// Which entries were read.
+    #[serde(default)]
+    pub selection: Selection,
     /// xxh3-128 over names, ranges, shapes and tensors.
     pub digest: String,
     /// Number of runs.
@@ -196,7 +224,7 @@ pub struct DumpFacts {
     /// Bytes of keys and values.
     pub original_bytes: u64,
     /// What was left out of the dump or remarked upon, by reason.
-    pub findings: BTreeMap<&'static str, usize>,
+    pub findings: BTreeMap<Cow<'static, str>, usize>,
     /// Entropies of keys and values, means over all of them.
     pub entropy: Entropy,
 }
@@ -260,11 +288,12 @@ impl Opened {
     pub fn new(dump: Dump) -> Result<Self> {
         let facts = DumpFacts {
             path: dump.path.display().to_string(),
+            selection: dump.selection.clone(),
             digest: dump.digest()?,
             runs: dump.runs.len(),
             entries: dump.entries(),
             original_bytes: dump.original_bytes(),
-            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
+            findings: dump.findings.counts().into_iter().map(|(reason, count)| (reason.name().into(), count)).collect(),
             entropy: Entropies::of(&dump)?.all,
         };
         Ok(Self { dump, facts })
@@ -297,6 +326,9 @@ pub struct Plan<'a> {
     attention: Option<Attention>,
     /// For lossless pipelines, where a few queries show as much as all: that nothing changed.
     exact_attention: Option<Attention>,
+    store: Option<&'a Store>,
+    rerun: bool,
+    shard: Option<Shard>,
 }
 
 impl<'a> Plan<'a> {
@@ -320,7 +352,87 @@ impl<'a> Plan<'a> {
         let exact_attention = attention.as_ref().map(few).transpose()?;
         let planned = if search.is_none() { config.planned(registry)? } else { Vec::new() };
         let templates = config.pipelines.clone();
-        Ok(Self { registry, search, templates, planned, gate, gate_required, attention, exact_attention })
+        Ok(Self {
+            registry,
+            search,
+            templates,
+            planned,
+            gate,
+            gate_required,
+            attention,
+            exact_attention,
+            store: None,
+            rerun: false,
+            shard: None,
+        })
+    }
+
+    /// Stores each row as it is done, and reads those that are there instead of computing them; with `rerun`, computes and replaces them.
+    #[must_use]
+    pub fn stored_in(self, store: &'a Store, rerun: bool) -> Self {
+        Self { store: Some(store), rerun, ..self }
+    }
+
+    /// Runs one share of the units. Whether anything holds the gate is for all shares together to say, so limits are not required to hold.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for a search, which cannot be shared: where it goes next depends on what it found.
+    pub fn shared(self, shard: Shard) -> Result<Self> {
+        if self.search.is_some() {
+            return Err(Error::invalid_config("`/search`: expected none in a sweep that is cut into shards"));
+        }
+        Ok(Self { shard: Some(shard), gate_required: false, ..self })
+    }
+
+    /// Everything that the sweep evaluates, in the order of its rows; of a search nothing, as it finds its units while it runs.
+    ///
+    /// [`Evaluator::evaluate`] makes a record of each, in any process on any machine that has the dump and the plugins.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the library of a loaded plugin cannot be read any more.
+    pub fn units(&self, dumps: &[Opened]) -> Result<Vec<Unit>> {
+        Ok(self.work(dumps)?.0.into_iter().map(|work| work.unit).collect())
+    }
+
+    /// Every unit with its pipeline, and the pipelines that do the same as an earlier one.
+    fn work<'p>(&'p self, dumps: &'p [Opened]) -> Result<(Vec<Work<'p>>, Vec<Same>)> {
+        let dims = dims(dumps);
+        let mut kept: Vec<(&Pipeline, Vec<PipelineSpec>)> = Vec::new();
+        let mut same = Vec::new();
+        let mut unbuilt = Vec::new();
+        for Planned { spec, built } in &self.planned {
+            let pipeline = match built {
+                Ok(pipeline) => pipeline,
+                Err(error) => {
+                    unbuilt.push((spec, error));
+                    continue;
+                }
+            };
+            let effective = effective(pipeline, &dims);
+            let name = |pipeline: &Pipeline| format!("{} {}", pipeline.name(), pipeline.spec().chunking);
+            match kept.iter().find(|(_, held)| *held == effective) {
+                Some((other, _)) => same.push(Same { name: name(pipeline), same_as: name(other) }),
+                None => kept.push((pipeline, effective)),
+            }
+        }
+        let mut all = Vec::new();
+        for opened in dumps {
+            all.extend(kept.iter().map(|(pipeline, _)| self.built(opened, pipeline)));
+            for (spec, error) in &unbuilt {
+                all.push(self.unbuilt(opened, spec, error)?);
+            }
+        }
+        Ok((all, same))
+    }
+
+    fn built<'p>(&self, opened: &'p Opened, pipeline: &'p Pipeline) -> Work<'p> {
+        let attention = if pipeline.is_lossless() { &self.exact_attention } else { &self.attention };
+        Work { unit: Unit::of(opened, pipeline, attention.as_ref()), opened, built: Ok(pipeline) }
+    }
+
+    fn unbuilt<'p>(&self, opened: &'p Opened, spec: &PipelineSpec, error: &'p Error) -> Result<Work<'p>> {
+        let unit = Unit::unbuilt(opened, spec, self.registry, self.attention.as_ref())?;
+        Ok(Work { unit, opened, built: Err(error) })
     }
 
     /// Runs the sweep.
@@ -328,15 +440,12 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// Only what makes the whole sweep pointless; a pipeline that fails is a row that says so.
     pub fn run(self, dumps: Vec<Opened>, containers: &Containers) -> Result<Sweep> {
-        let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
-        dims.sort_unstable();
-        dims.dedup();
+        let evaluator = Evaluator::new(self.registry)?;
+        let mut runner = Runner::new(&self, &dumps, containers, evaluator);
         let mut canaries = Vec::new();
         for opened in &dumps {
-            canaries.extend(canary::run(&opened.dump, &self.gate, self.registry, self.attention.as_ref())?);
+            canaries.extend(runner.canaries(opened)?);
         }
-        let labels = Labels::new(self.registry);
-        let mut runner = Runner { plan: &self, containers, dims, labels, rows: Vec::new() };
         let (mut same, mut found) = (Vec::new(), Vec::new());
         match &self.search {
             Some(search) => {
@@ -346,124 +455,32 @@ impl<'a> Plan<'a> {
             }
             None => same = runner.all(&dumps)?,
         }
-        let (mut rows, refuted) = (runner.rows, runner.labels.refuted());
+        let End { mut rows, refuted, receipt, resumed } = runner.end();
         pareto::mark(&mut rows);
         let dumps = dumps.into_iter().map(|opened| opened.facts).collect();
-        let receipt = Receipt::new(self.registry)?;
         let Self { search, gate, gate_required, .. } = self;
-        Ok(Sweep { receipt, gate, gate_required, dumps, canaries, rows, same, refuted, search, found })
+        Ok(Sweep { receipt, gate, gate_required, dumps, canaries, rows, same, refuted, search, found, resumed })
     }
 }
 
-/// What runs rows.
-struct Runner<'a> {
-    plan: &'a Plan<'a>,
-    containers: &'a Containers,
-    /// Channels per head of keys and values in any dump.
-    dims: Vec<[usize; 2]>,
-    labels: Labels<'a>,
-    rows: Vec<Row>,
+/// A unit and what it is made of.
+struct Work<'p> {
+    unit: Unit,
+    opened: &'p Opened,
+    built: Result<&'p Pipeline, &'p Error>,
 }
 
-impl Runner<'_> {
-    /// Runs every pipeline over every dump, and names those that do the same as an earlier one.
-    fn all(&mut self, dumps: &[Opened]) -> Result<Vec<Same>> {
-        let mut kept: Vec<(&Pipeline, Vec<PipelineSpec>)> = Vec::new();
-        let mut same = Vec::new();
-        let mut unbuilt = Vec::new();
-        for Planned { spec, built } in &self.plan.planned {
-            let pipeline = match built {
-                Ok(pipeline) => pipeline,
-                Err(error) => {
-                    unbuilt.push((spec, error));
-                    continue;
-                }
-            };
-            let effective = self.effective(pipeline);
-            let name = |pipeline: &Pipeline| format!("{} {}", pipeline.name(), pipeline.spec().chunking);
-            match kept.iter().find(|(_, held)| *held == effective) {
-                Some((other, _)) => same.push(Same { name: name(pipeline), same_as: name(other) }),
-                None => kept.push((pipeline, effective)),
-            }
-        }
-        for opened in dumps {
-            for (pipeline, _) in &kept {
-                self.row(opened, pipeline)?;
-            }
-            self.rows.extend(unbuilt.iter().map(|(spec, error)| Row::unbuilt(&opened.dump, spec, error)));
-        }
-        Ok(same)
-    }
+/// Channels per head of keys and values in any of the dumps.
+fn dims(dumps: &[Opened]) -> Vec<[usize; 2]> {
+    let mut dims: Vec<_> = dumps.iter().flat_map(Opened::dims).collect();
+    dims.sort_unstable();
+    dims.dedup();
+    dims
+}
 
-    fn effective(&self, pipeline: &Pipeline) -> Vec<PipelineSpec> {
-        self.dims.iter().map(|dims| pipeline.effective_spec(*dims)).collect()
-    }
-
-    fn search(&mut self, search: &Search, value: &Value, dumps: &[Opened]) -> Result<Found> {
-        let grid = Grid::of(value)?;
-        let lens = grid.lens();
-        let mut known: Vec<(Vec<PipelineSpec>, Vec<usize>)> = Vec::new();
-        let mut numbers = BTreeMap::new();
-        let best = search::walk(&lens, |point| {
-            let spec = grid.at(point)?;
-            let first = self.rows.len();
-            let rows = match Pipeline::build(&spec, self.plan.registry) {
-                Ok(pipeline) => {
-                    let effective = self.effective(&pipeline);
-                    if let Some((_, rows)) = known.iter().find(|(held, _)| *held == effective) {
-                        rows.clone()
-                    } else {
-                        dumps.iter().try_for_each(|opened| self.row(opened, &pipeline))?;
-                        let rows: Vec<_> = (first..self.rows.len()).collect();
-                        known.push((effective, rows.clone()));
-                        rows
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::UnknownPlugin || lens.iter().product::<usize>() == 1 => {
-                    return Err(error.context(format!("pipeline {}", spec.to_value())));
-                }
-                Err(error) => {
-                    self.rows.extend(dumps.iter().map(|opened| Row::unbuilt(&opened.dump, &spec, &error)));
-                    (first..self.rows.len()).collect()
-                }
-            };
-            let score = search.score(rows.iter().map(|row| &self.rows[*row]));
-            numbers.insert(point.to_vec(), rows);
-            Ok(score)
-        })?;
-        let best = numbers.remove(&best).unwrap_or_default();
-        let violations: Vec<_> = best.iter().map(|row| search.judge(&self.rows[*row])).collect();
-        let passed = best.iter().zip(&violations).all(|(row, verdict)| self.rows[*row].is_ok() && verdict.passed());
-        Ok(Found { products: lens.iter().product(), evaluated: known.len(), best, passed, violations })
-    }
-
-    /// Runs one pipeline over one dump.
-    fn row(&mut self, opened: &Opened, pipeline: &Pipeline) -> Result<()> {
-        let Opened { dump, facts } = opened;
-        let Plan { registry, gate, attention, exact_attention, .. } = self.plan;
-        let path = self.containers.path(self.rows.len());
-        let mut row = Row::new(dump, pipeline);
-        row.container =
-            path.file_name().filter(|_| self.containers.keep).map(|name| name.to_string_lossy().into_owned());
-        let out = AtomicFile::create(&path, self.containers.overwrite)?;
-        let bar = report::progress(2 * row.original_bytes, format!("{} {}", row.name, row.chunking));
-        let attention = if pipeline.is_lossless() { exact_attention } else { attention };
-        // Each dump trains its own models.
-        let outcome = row.fill(dump, &mut pipeline.clone(), registry, out, attention.as_ref(), &bar);
-        bar.finish_and_clear();
-        row.outcome = outcome.unwrap_or_else(|error| Outcome::failed(&error));
-        row.floor = Some(facts.entropy.floor);
-        row.gap = row.bits_per_value.map(|bits| bits - facts.entropy.floor);
-        row.verdict = row.is_ok().then(|| gate.judge(|metric| row.measured(metric)));
-        if row.is_ok() {
-            row.labels = self.labels.of(pipeline);
-        }
-        if !self.containers.keep && row.stored_bytes > 0 {
-            std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
-        }
-        self.rows.push(row);
-        Ok(())
-    }
+/// What a pipeline does to tensors with so many channels; equal for pipelines that do the same.
+fn effective(pipeline: &Pipeline, dims: &[[usize; 2]]) -> Vec<PipelineSpec> {
+    dims.iter().map(|dims| pipeline.effective_spec(*dims)).collect()
 }
 
 impl Sweep {
@@ -477,7 +494,9 @@ impl Sweep {
     /// Whether a row ended well, every other one was not legal to begin with, the canaries ended as they must, and what was asked for in
     /// the gate or the search was found.
     pub fn passed(&self) -> bool {
-        self.rows.iter().any(Row::is_ok)
+        // A share may be empty, or hold nothing but what is not legal.
+        let is_share = self.resumed.as_ref().is_some_and(|resumed| resumed.shard.is_some());
+        (is_share || self.rows.iter().any(Row::is_ok))
             && !self.rows.iter().any(|row| matches!(row.outcome, Outcome::Failed { .. }))
             && self.canaries.iter().all(|canary| canary.problem.is_none())
             && (!self.gate_required || self.rows.iter().any(|row| self.holds_everywhere(row)))

@@ -7,18 +7,18 @@ use std::path::Path;
 
 use gearbox_core::container::Container;
 use gearbox_core::ledger::Ledger;
-use gearbox_core::{Error, ErrorKind, Limits, Pipeline, PipelineSpec, Registry, Result, Role};
+use gearbox_core::{Error, ErrorKind, Limits, Pipeline, Registry, Result, Role};
 use indicatif::ProgressBar;
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::Label;
+use super::{Label, Unit};
 use crate::atomic::AtomicFile;
 use crate::compare::{self, Compared};
 use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
-use crate::gate::{Metric, Verdict};
+use crate::gate::{self, Metric, Verdict};
 use crate::metrics::attention::{Attention, AttentionReport};
 use crate::metrics::error::ErrorReport;
 
@@ -31,7 +31,8 @@ pub enum Outcome {
     Unsupported(String),
     /// An error, or decoded data that is not what the pipeline promises.
     Failed {
-        /// How, in a word: `error`, `mismatch`, `panicked` and the others of [`ErrorKind::state`].
+        /// How, in a word: `error`, `mismatch`, `panicked` and the others of [`ErrorKind::state`], but never `unsupported`; `io` if the
+        /// machine refused a file operation.
         state: Cow<'static, str>,
         /// Why.
         reason: String,
@@ -39,9 +40,32 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub(super) fn failed(error: &Error) -> Self {
-        Self::Failed { state: error.kind().state(), reason: error.to_string() }
+    /// How a pipeline ended that was not built: its settings do not go together, or a plugin failed.
+    pub(super) fn of_unbuilt(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidConfig => Self::Unsupported(error.to_string()),
+            _ => Self::failed(error),
+        }
     }
+
+    pub(super) fn failed(error: &Error) -> Self {
+        let state = match error.kind() {
+            // What was encoded and does not come back is no harmless refusal.
+            ErrorKind::Unsupported | ErrorKind::UnsupportedDType => "error".into(),
+            ErrorKind::Io => "io".into(),
+            kind => kind.state(),
+        };
+        Self::Failed { state, reason: error.to_string() }
+    }
+
+    /// Whether the machine may be to blame, so that another try may end otherwise: a file operation was refused, or a process with a plugin was
+    /// killed, took too long or asked for too much memory.
+    pub fn is_transient(&self) -> bool {
+        Self::TRANSIENT.contains(&self.state())
+    }
+
+    /// The states of [`Outcome::is_transient`].
+    pub(crate) const TRANSIENT: [&'static str; 4] = ["io", "timed-out", "out-of-memory", "crashed(SIGKILL)"];
 
     /// The state in a word.
     pub fn state(&self) -> &str {
@@ -72,8 +96,26 @@ impl Serialize for Outcome {
     }
 }
 
+impl<'de> Deserialize<'de> for Outcome {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Read {
+            state: String,
+            #[serde(default)]
+            reason: Option<String>,
+        }
+        let Read { state, reason } = Read::deserialize(deserializer)?;
+        let reason = reason.unwrap_or_default();
+        Ok(match state.as_str() {
+            "ok" => Self::Ok,
+            "unsupported" => Self::Unsupported(reason),
+            _ => Self::Failed { state: state.into(), reason },
+        })
+    }
+}
+
 /// Original and stored bytes of one role.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleBytes {
     /// Bytes of the original tensors.
     pub original_bytes: u64,
@@ -82,7 +124,7 @@ pub struct RoleBytes {
 }
 
 /// One row of a sweep: one pipeline over one dump.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The pipeline in a few words.
     pub name: String,
@@ -126,6 +168,7 @@ pub struct Row {
     /// What attention makes of it, if the dump holds queries.
     pub attention: Option<AttentionReport>,
     /// What a gate looks at, by name.
+    #[serde(deserialize_with = "gate::read_measured")]
     pub measured: BTreeMap<Metric, f64>,
     /// Encoding time, summed over chunks, one thread each.
     pub encode_ns: u64,
@@ -140,7 +183,7 @@ pub struct Row {
 }
 
 /// One account of a ledger.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerRow {
     /// What the bytes are for, and where they belong.
     #[serde(flatten)]
@@ -150,28 +193,15 @@ pub struct LedgerRow {
 }
 
 impl Row {
-    /// A row that says why a pipeline was not built: its settings do not go together, or a plugin failed.
-    pub(super) fn unbuilt(dump: &Dump, spec: &PipelineSpec, error: &Error) -> Self {
-        let name = spec.name.clone().unwrap_or_else(|| serde_json::json!(spec.routes).to_string());
-        let outcome = match error.kind() {
-            ErrorKind::InvalidConfig => Outcome::Unsupported(error.to_string()),
-            _ => Outcome::failed(error),
-        };
-        Self::named(dump, spec, name, outcome)
-    }
-
-    pub(super) fn new(dump: &Dump, pipeline: &Pipeline) -> Self {
-        Self::named(dump, pipeline.spec(), pipeline.name().to_owned(), Outcome::Ok)
-    }
-
-    fn named(dump: &Dump, spec: &PipelineSpec, name: String, outcome: Outcome) -> Self {
+    /// The row of a unit before anything was measured.
+    pub(super) fn new(dump: &Dump, unit: &Unit) -> Self {
         Self {
-            name,
-            chunking: spec.chunking.to_string(),
-            outcome,
+            name: unit.name.clone(),
+            chunking: unit.pipeline.chunking.to_string(),
+            outcome: Outcome::Ok,
             verdict: None,
             pareto: false,
-            dump: dump.path.display().to_string(),
+            dump: unit.dump.clone(),
             container: None,
             original_bytes: dump.original_bytes(),
             stored_bytes: 0,
@@ -191,7 +221,7 @@ impl Row {
             decode_ns: 0,
             ledger: Vec::new(),
             sequences: Vec::new(),
-            pipeline: spec.to_value(),
+            pipeline: unit.pipeline.to_value(),
         }
     }
 
@@ -338,4 +368,27 @@ fn check_ledger(written: &Ledger, read: &Ledger, file_bytes: u64) -> Result<()> 
         written.total(),
         read.total()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_are_read_back_as_they_were_written() {
+        let failed = |state: &str| Outcome::Failed { state: state.to_owned().into(), reason: "layer 3: why".into() };
+        for outcome in [Outcome::Ok, Outcome::Unsupported("no".into()), failed("panicked"), failed("crashed(SIGSEGV)")]
+        {
+            let text = serde_json::to_string(&outcome).unwrap();
+            assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome, "{text}");
+        }
+    }
+
+    #[test]
+    fn failure_is_never_taken_for_a_refusal() {
+        let failed = Outcome::failed(&Error::unsupported("the decoder of this file"));
+        assert_eq!(failed.state(), "error");
+        let full = Outcome::failed(&Error::io("kv.gbx", &std::io::Error::from(std::io::ErrorKind::StorageFull)));
+        assert_eq!(full.state(), "io");
+    }
 }

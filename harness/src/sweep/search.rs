@@ -90,7 +90,7 @@ impl Search {
 }
 
 /// What a search found in one pipeline.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Found {
     /// Number of products that the pipeline stands for.
     pub products: usize,

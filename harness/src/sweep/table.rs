@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Label, Outcome, Refuted, Row, Sweep};
+use super::{Label, Outcome, Refuted, Resumed, Row, Sweep};
 use crate::entropy::Entropy;
 use crate::gate::Metric;
 use crate::report::{self, Columns};
@@ -38,9 +38,16 @@ impl Sweep {
             );
         }
         let _ = writeln!(text, "\n{}", self.table());
-        for note in
-            [self.reasons(), self.refutations(), self.sameness(), self.undefined(), self.canary_lines(), self.verdict()]
-        {
+        let notes = [
+            self.reasons(),
+            self.refutations(),
+            self.sameness(),
+            self.undefined(),
+            self.canary_lines(),
+            self.verdict(),
+            self.resumption(),
+        ];
+        for note in notes {
             text.push_str(&note);
         }
         text.truncate(text.trim_end().len());
@@ -183,6 +190,15 @@ impl Sweep {
             let _ = writeln!(text, "canary {}{place} ({what}): {end}", canary.name);
         }
         text
+    }
+
+    /// Where rows came from and where they are.
+    fn resumption(&self) -> String {
+        let Some(Resumed { store, computed, read, shard }) = &self.resumed else { return String::new() };
+        let share = shard.as_ref().map_or_else(String::new, |shard| {
+            format!("; share {shard}, so `gearbox results merge` and `gearbox gate` have the last word")
+        });
+        format!("results in `{store}`: {computed} units computed, {read} read{share}\n")
     }
 
     /// What the gate and the search come to.

@@ -1,7 +1,7 @@
 """Pipelines for KV caches of large language models.
 
 `encode` and `decode` turn numpy arrays into containers and back, `Cache` holds the keys and values of a request compressed, `Dump` reads
-captured caches, and `plugins` tells what a pipeline can be made of. The numbers are those of the program `gearbox`: the same code runs.
+captured caches, `sweep` compares pipelines on them, and `plugins` tells what a pipeline can be made of. The numbers are those of the program `gearbox`: the same code runs.
 
 >>> import numpy, gearbox
 >>> keys = numpy.zeros((256, 8, 64), numpy.float16)
@@ -24,6 +24,7 @@ from ._gearbox import (
     load_plugin,
     plugins,
 )
+from ._sweep import Results, sweep
 
 __all__ = [
     "Cache",
@@ -31,10 +32,12 @@ __all__ = [
     "Entry",
     "GearboxError",
     "Pipeline",
+    "Results",
     "__version__",
     "decode",
     "encode",
     "inspect",
     "load_plugin",
     "plugins",
+    "sweep",
 ]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::metrics::error::{share, worst};
+use crate::number;
 
 /// What one query saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -120,8 +121,8 @@ impl AttentionSums {
 
 /// How far attention over decoded keys and values is from attention over the original ones.
 ///
-/// [`crate::metrics`] defines each number. Infinite ones become `null` in JSON; let that fail a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// [`crate::metrics`] defines each number. Infinite ones become `null` in JSON, and infinite again when they are read; let that fail a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionError {
     /// Queries that the numbers are over.
     pub queries: u64,
@@ -130,16 +131,22 @@ pub struct AttentionError {
     /// Queries of which the original is finite and the decoded logits or output are not; they make what they break infinite.
     pub broken: u64,
     /// Root of the mean squared difference of scaled logits, over all pairs of a query and a token it sees.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub logit_rmse: f64,
     /// Greatest difference of scaled logits.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub logit_max: f64,
     /// Mean over queries of the divergence of the original probabilities from the decoded ones, in nats.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub kl_mean: f64,
     /// Divergence that 99 of 100 queries do not exceed, rounded up by less than 1 %, in nats.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub kl_p99: f64,
     /// Greatest divergence of a query, in nats.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub kl_max: f64,
     /// Norm of the difference of all outputs ÷ norm of all original outputs.
+    #[serde(deserialize_with = "number::or_infinite")]
     pub output_error: f64,
     /// Mean over queries of the share of the most attended tokens that are the same.
     pub top_agreement: f64,
@@ -162,7 +169,7 @@ impl LayerAttention {
 }
 
 /// Error of one query head of one run and layer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadAttention {
     /// Name of the run.
     pub run: String,
@@ -176,7 +183,7 @@ pub struct HeadAttention {
 }
 
 /// Error of one layer, over all heads and runs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerAttentionError {
     /// Layer of the model.
     pub layer: u32,
@@ -188,7 +195,7 @@ pub struct LayerAttentionError {
 /// Attention errors of a dump.
 ///
 /// Of equally bad heads or layers the first in the order of the tables is named; there is none without any head.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionReport {
     /// Over everything.
     pub all: AttentionError,
