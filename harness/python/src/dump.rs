@@ -233,7 +233,7 @@ impl Entry {
         to_python(py, &self.index.runs[self.place[0]].rope)
     }
 
-    /// Keys of the tokens `start..stop` of the entry, after RoPE; read-only and mapped from the file where its layout allows.
+    /// Keys of the tokens `start..stop` of the entry, after `RoPE`; read-only and mapped from the file where its layout allows.
     #[pyo3(signature = (start=0, stop=None))]
     fn key<'py>(&self, py: Python<'py>, start: usize, stop: Option<usize>) -> PyResult<Bound<'py, PyAny>> {
         self.read(py, &self.held().key, (start, stop))

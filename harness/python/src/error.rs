@@ -12,7 +12,6 @@ pyo3::create_exception!(
 );
 
 /// The exception for an error: to be used with `map_err`.
-#[expect(clippy::needless_pass_by_value, reason = "as `map_err` hands it over")]
 pub(crate) fn raise(error: Error) -> PyErr {
     let exception = GearboxError::new_err(error.to_string());
     Python::attach(|py| match exception.value(py).setattr("kind", name(error.kind())) {

@@ -4,6 +4,8 @@
 //! what they share is here: how arrays cross ([`arrays`]), how errors become exceptions ([`error`]), and which plugins there are
 //! ([`registry`]). The package around it is in `python/gearbox`.
 
+#![expect(clippy::needless_pass_by_value, reason = "arguments arrive from Python by value")]
+
 use pyo3::prelude::*;
 
 mod arrays;

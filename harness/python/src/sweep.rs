@@ -54,13 +54,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn make(config: Option<String>, dumps: Vec<PathBuf>, texts: &[String]) -> Result<Self> {
+    fn make(config: Option<&str>, dumps: Vec<PathBuf>, texts: &[String]) -> Result<Self> {
         let mut config = match config {
             None => SweepConfig::default(),
             Some(text) if text.trim_start().starts_with('{') => {
-                config::from_value(&parsed("config", &text)?).context(|| "config".to_owned())?
+                config::from_value(&parsed("config", text)?).context(|| "config".to_owned())?
             }
-            Some(path) => SweepConfig::read(Path::new(&path))?,
+            Some(path) => SweepConfig::read(Path::new(path))?,
         };
         let libraries = config.plugins.iter();
         let libraries = libraries.map(|file| Source { path: file.path.clone(), sha256: file.sha256.clone() });
@@ -130,7 +130,7 @@ impl Plan {
         let config =
             config.map(|config| config.extract::<String>().or_else(|_| path(config)).or_else(|_: PyErr| text(config)));
         let config = config.transpose()?;
-        py.detach(|| Self::make(config, dumps, &pipelines)).map_err(raise)
+        py.detach(|| Self::make(config.as_deref(), dumps, &pipelines)).map_err(raise)
     }
 
     /// What the sweep says of its dumps: dicts with `path`, `digest`, `entries`, `original_bytes`, `entropy` and more.

@@ -61,7 +61,7 @@ def nodes_alive(ray):
     return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
 
 
-def wait(what, condition, seconds=60):
+def wait(what, condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -116,8 +116,8 @@ def main(folder, config, dump):
     victim.wait()
     members = family(head.pid)
     head.send_signal(signal.SIGTERM)
-    head.wait(30)
-    wait("the processes of the head", lambda: not set(members) & set(processes()), 30)
+    head.wait(60)
+    wait("the processes of the head", lambda: not set(members) & set(processes()))
     left = set(processes()) - {os.getpid(), 1}
     (folder / "left.json").write_text(json.dumps(sorted(left)))
 

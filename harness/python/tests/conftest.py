@@ -1,5 +1,6 @@
 """What the tests share: the sample dump, the program, arrays."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -42,6 +43,24 @@ def tensor():
         return values.astype(dtype)
 
     return make
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A dump so small that a unit is done in no time."""
+    layers = range(2)
+    values = numpy.random.default_rng(5).standard_normal((len(layers), 2, 64, 2, 16)).astype(numpy.float16)
+    tensors, at = {}, 0
+    for layer in layers:
+        for role in ("key", "value"):
+            end = at + values[layer, 0].nbytes
+            tensors[f"layers.{layer}.{role}"] = {"dtype": "F16", "shape": [64, 2, 16], "data_offsets": [at, end]}
+            at = end
+    head = json.dumps(tensors).encode()
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    (folder / "r.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + values.tobytes())
+    return folder
 
 
 def bits(array):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,19 +114,6 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"no {path}")
     return path
-
-
-def gearbox(*arguments: str | Path, status: int = 0) -> str:
-    """Runs the program that was built last, and gives its standard output; skips the test where there is none."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    built = [path for path in (target / "debug" / "gearbox", target / "release" / "gearbox") if path.exists()]
-    named = os.environ.get("GEARBOX_BIN")
-    if named is None and not built:
-        pytest.skip(f"no program `gearbox` in {target}: cargo build -p gearbox")
-    program = named or max(built, key=lambda path: path.stat().st_mtime)
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout
 
 
 @contextmanager

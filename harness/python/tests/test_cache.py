@@ -10,7 +10,7 @@ from conftest import bits
 SHAPE = {"layers": 2, "kv_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize("pipeline", [None, "store", "planes", "gear-delta", "token-ref"])
+@pytest.mark.parametrize("pipeline", [None, "store", "planes", "gear-delta", {"routes": [{"transforms": [{"id": "token-ref"}], "codec": {"id": "zstd"}}]}])
 @pytest.mark.parametrize("dtype", [numpy.float16, numpy.float32, "bfloat16"])
 def test_lossless_cache_gives_back_what_was_appended(tensor, pipeline, dtype):
     cache = gearbox.Cache(pipeline, **SHAPE, dtype=dtype, residual=8, chunk=16)
@@ -44,7 +44,8 @@ def test_ledger_counts_every_byte_once(tensor):
 
 
 def test_lossy_cache_keeps_the_newest_tokens_as_they_were(tensor):
-    pipeline = {"routes": [{"transforms": [{"id": "quant", "bits": 4}]}], "chunking": {"mode": "chunked", "tokens": 32}}
+    route = {"transforms": [{"id": "quant", "bits": 4}], "codec": {"id": "zstd"}}
+    pipeline = {"routes": [route], "chunking": {"mode": "chunked", "tokens": 32}}
     cache = gearbox.Cache(pipeline, **SHAPE, dtype="float16", residual=16)
     key = tensor(100)
     cache.append(0, key, key)
@@ -75,12 +76,13 @@ def test_arguments_that_do_not_fit_are_refused_and_change_nothing(tensor):
         with pytest.raises(error, match=message):
             gearbox.Cache("zstd", **(SHAPE | settings))
     with pytest.raises(gearbox.GearboxError, match="evicts tokens") as caught:
-        gearbox.Cache({"routes": [{"evict": {"id": "window"}}]}, **SHAPE)
+        gearbox.Cache({"routes": [{"evict": {"id": "window"}, "codec": {"id": "zstd"}}]}, **SHAPE)
     assert caught.value.kind == "unsupported"
 
 
 def test_token_ids_come_with_the_tokens_that_need_them(tensor):
-    cache = gearbox.Cache("token-ref", **SHAPE, tokens=True, residual=0, chunk=8)
+    pipeline = {"routes": [{"transforms": [{"id": "token-ref"}], "codec": {"id": "zstd"}}]}
+    cache = gearbox.Cache(pipeline, **SHAPE, tokens=True, residual=0, chunk=8)
     key = tensor(16)
     with pytest.raises(gearbox.GearboxError, match="expected the ids of the tokens, got none"):
         cache.append(0, key, key)

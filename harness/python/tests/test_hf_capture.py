@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
-from hf_models import PROMPT, TINY, gearbox, shared, small, tiny
+from hf_models import PROMPT, TINY, shared, small, tiny
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -36,10 +36,12 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_dump_equals_that_of_gearbox_within_rounding(model: PreTrainedModel, dtype: str, tmp_path: Path) -> None:
+def test_dump_equals_that_of_gearbox_within_rounding(
+    model: PreTrainedModel, program: Callable[..., str], dtype: str, tmp_path: Path
+) -> None:
     text = tmp_path / "night.txt"
     text.write_text(TEXT)
-    gearbox("model", "capture", "--model", TINY, "--text", text, "--out", tmp_path, "--dtype", dtype)
+    program("model", "capture", "--model", TINY, "--text", text, "--out", tmp_path, "--dtype", dtype)
     capture(model, {"night": TEXT}, tmp_path / "hf", dtype=dtype)
     ours, theirs = load_file(tmp_path / "hf" / "night.safetensors"), load_file(tmp_path / "night.safetensors")
     assert ours.keys() == theirs.keys()
@@ -53,14 +55,13 @@ def test_dump_equals_that_of_gearbox_within_rounding(model: PreTrainedModel, dty
         assert ((tensor.float() - other.float()).abs() <= bound).all(), name
 
 
-def test_dump_is_read_without_findings(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_dump_is_read_without_findings(model: PreTrainedModel, program: Callable[..., str], tmp_path: Path) -> None:
     capture(model, {"night": TEXT}, tmp_path, dtype="bf16", decode_tokens=2)
     capture(small("gpt2"), {"gpt2": PROMPT}, tmp_path, decode_tokens=2)
     capture(small("gemma3-text"), {"gemma3": PROMPT}, tmp_path, dtype="f32", decode_tokens=2)
-    assert json.loads(gearbox("dump", "check", "--dump", tmp_path, "--json"))["findings"] == []
-    [row] = json.loads(gearbox("sweep", "--dump", tmp_path / "gemma3.safetensors", "--pipeline", "planes", "--json"))[
-        "rows"
-    ]
+    assert json.loads(program("dump", "check", "--dump", tmp_path, "--json"))["findings"] == []
+    found = json.loads(program("sweep", "--dump", tmp_path / "gemma3.safetensors", "--pipeline", "planes", "--json"))
+    [row] = found["rows"]
     assert (row["state"], row["changed_values"]) == ("ok", 0)
 
 

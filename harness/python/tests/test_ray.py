@@ -9,7 +9,6 @@ import sys
 import tempfile
 
 import gearbox
-import numpy
 import pytest
 
 UNITS = {
@@ -24,24 +23,6 @@ UNITS = {
 ALONE = ["unshare", "-n", "-p", "-f", "--mount-proc"]
 
 
-@pytest.fixture
-def dump(tmp_path):
-    """A dump so small that a unit is done in no time."""
-    layers = range(2)
-    values = numpy.random.default_rng(5).standard_normal((len(layers), 2, 64, 2, 16)).astype(numpy.float16)
-    tensors, at = {}, 0
-    for layer in layers:
-        for role in ("key", "value"):
-            end = at + values[layer, 0].nbytes
-            tensors[f"layers.{layer}.{role}"] = {"dtype": "F16", "shape": [64, 2, 16], "data_offsets": [at, end]}
-            at = end
-    head = json.dumps(tensors).encode()
-    folder = tmp_path / "dump"
-    folder.mkdir()
-    (folder / "r.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + values.tobytes())
-    return folder
-
-
 def numbers(rows):
     """Rows without their times and places."""
     left_out = ("encode_ns", "decode_ns", "dump", "sequences", "pareto")
@@ -54,7 +35,7 @@ def test_without_ray_the_message_says_what_to_install(tmp_path):
     assert told.returncode == 2 and "pip install 'gearbox[ray]'" in told.stderr
 
 
-def test_cluster_that_loses_a_node_gives_every_row_once(dump):
+def test_cluster_that_loses_a_node_gives_every_row_once(small):
     pytest.importorskip("ray")
     if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
         pytest.skip("namespaces of its own are not permitted here")
@@ -65,24 +46,24 @@ def test_cluster_that_loses_a_node_gives_every_row_once(dump):
         config.write_text(json.dumps(UNITS))
         home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
         script = pathlib.Path(__file__).with_name("cluster.py")
-        command = [*ALONE, sys.executable, script, folder, config, dump]
-        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=240)
+        command = [*ALONE, sys.executable, script, folder, config, small]
+        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=400)
         logs = "".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
         assert ran.returncode == 0, ran.stderr + logs
         rows = json.loads((folder / "rows.json").read_text())
-        assert numbers(rows) == numbers(gearbox.sweep(UNITS, dump)) and len(rows) == 200
+        assert numbers(rows) == numbers(gearbox.sweep(UNITS, small)) and len(rows) == 200
         started = (folder / "started.txt").read_text().splitlines()
         units = [line.rpartition(" ")[0] for line in started]
         lost = {line.rpartition(" ")[0] for line in started if line.endswith("127.0.0.2")}
         assert len(set(units)) == 200 and lost and all(units.count(unit) >= 2 for unit in lost)
-        again = gearbox.sweep(UNITS, dump, results=folder / "results.db")
+        again = gearbox.sweep(UNITS, small, results=folder / "results.db")
         assert [row["encode_ns"] for row in again] == [row["encode_ns"] for row in rows], "the store holds these rows"
         assert json.loads((folder / "left.json").read_text()) == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_command_sweeps_on_this_machine_and_ships_its_dumps(dump, tmp_path):
+def test_command_sweeps_on_this_machine_and_ships_its_dumps(small):
     pytest.importorskip("ray")
     if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
         pytest.skip("namespaces of its own are not permitted here")
@@ -92,11 +73,11 @@ def test_command_sweeps_on_this_machine_and_ships_its_dumps(dump, tmp_path):
             "import sys; sys.path.insert(0, sys.argv.pop(1)); import cluster; cluster.loopback_up();"
             "import gearbox.ray; sys.exit(gearbox.ray.main(sys.argv[1:]))"
         )
-        options = ["--dump", dump, "--pipeline", "zstd", "--pipeline", "store", "--results", folder / "r.db", "--ship", "--json"]
+        options = ["--dump", small, "--pipeline", "zstd", "--pipeline", "store", "--results", folder / "r.db", "--ship", "--json"]
         command = [*ALONE, sys.executable, "-c", code, pathlib.Path(__file__).parent, *options]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": str(folder)}
-        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=240)
+        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=400)
         assert ran.returncode == 0, ran.stderr
-        assert numbers(json.loads(ran.stdout)["rows"]) == numbers(gearbox.sweep(dumps=dump, pipelines=["zstd", "store"]))
+        assert numbers(json.loads(ran.stdout)["rows"]) == numbers(gearbox.sweep(dumps=small, pipelines=["zstd", "store"]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
