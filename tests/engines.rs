@@ -251,13 +251,13 @@ fn prompts_dumps_and_gates_run_end_to_end() {
 #[test]
 fn bad_input_is_named_and_writes_nothing() {
     let folder = tempdir().unwrap();
-    let log = path(&folder, "bench.log");
+    let written = path(&folder, "bench.log");
     let bench = |name: &str, content: &str, flags: &[&str]| {
         let config = write(&folder, name, content);
         let arguments =
-            [&["llm-bench", "-m", text(&config), "-p", "8", "-n", "2", "-rep", "1", "-fp", text(&log)], flags];
+            [&["llm-bench", "-m", text(&config), "-p", "8", "-n", "2", "-rep", "1", "-fp", text(&written)], flags];
         let errors = stderr(&arguments.concat(), 2);
-        assert!(!log.exists(), "{errors}");
+        assert!(!written.exists(), "{errors}");
         errors
     };
     let unknown = bench("a.json", r#"{ "kv_h2o_blocks": 3, "theta": 1 }"#, &[]);
@@ -274,6 +274,7 @@ fn bad_input_is_named_and_writes_nothing() {
     assert!(bench("a.json", "{}", &["-a", "opencl"]).contains("cpu"));
     assert!(bench("a.json", "{}", &["--model", text(folder.path())]).contains("config.json"));
     assert!(bench("a.json", "{}", &["--prompt-token", "4096"]).contains("token ids below 4096"));
+    assert!(bench("a.json", "{}", &["--hub", "owner/name"]).contains("--features hub"));
     assert!(bench("a.json", "[]", &[]).contains("expected a JSON object"));
     // What the reference takes, and what it makes of it.
     let lenient = write(

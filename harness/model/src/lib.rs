@@ -31,6 +31,7 @@
 mod cache;
 mod config;
 mod element;
+pub mod hub;
 mod model;
 mod tokenizer;
 mod train;

@@ -19,9 +19,37 @@ pub(crate) struct Weights {
 
 /// `model.safetensors.index.json`.
 #[derive(Deserialize)]
-struct Index {
+pub(crate) struct Index {
     /// Tensor to file.
-    weight_map: BTreeMap<String, String>,
+    pub weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Its name in a model folder.
+    pub const FILE: &str = "model.safetensors.index.json";
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if it is none; [`ErrorKind::Io`](gearbox_core::ErrorKind::Io).
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
+        let index: Self = serde_json::from_str(&text).map_err(|error| Self::wrong(path, error))?;
+        match index
+            .weight_map
+            .values()
+            .find(|file| Path::new(file).file_name().is_none_or(|name| name != file.as_str()))
+        {
+            Some(file) => {
+                Err(Self::wrong(path, format!("expected the name of a file in the same folder, got `{file}`")))
+            }
+            None => Ok(index),
+        }
+    }
+
+    fn wrong(path: &Path, what: impl std::fmt::Display) -> Error {
+        Error::invalid_input(format!("`{}`: {what}", path.display()))
+    }
 }
 
 impl Weights {
@@ -33,24 +61,18 @@ impl Weights {
     /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) for a damaged file or index, a file outside the folder, or an
     /// element type other than F16, BF16 and F32; [`ErrorKind::Io`](gearbox_core::ErrorKind::Io).
     pub(crate) fn load(folder: &Path, device: &Device) -> Result<Self> {
-        let index = folder.join("model.safetensors.index.json");
+        let path = folder.join(Index::FILE);
         let mut weights = Self { folder: folder.to_owned(), tensors: BTreeMap::new() };
-        if !index.is_file() {
+        if !path.is_file() {
             weights.read("model.safetensors", device)?;
             return Ok(weights);
         }
-        let text = std::fs::read_to_string(&index).map_err(|error| Error::io(&index, &error))?;
-        let wrong = |what: String| Error::invalid_input(format!("`{}`: {what}", index.display()));
-        let Index { weight_map } = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        let files: BTreeSet<&String> = weight_map.values().collect();
-        for file in files {
-            if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-                return Err(wrong(format!("expected the name of a file in the same folder, got `{file}`")));
-            }
+        let Index { weight_map } = Index::read(&path)?;
+        for file in weight_map.values().collect::<BTreeSet<_>>() {
             weights.read(file, device)?;
         }
         match weight_map.iter().find(|(name, _)| !weights.tensors.contains_key(*name)) {
-            Some((name, file)) => Err(wrong(format!("tensor `{name}` is not in `{file}`"))),
+            Some((name, file)) => Err(Index::wrong(&path, format!("tensor `{name}` is not in `{file}`"))),
             None => Ok(weights),
         }
     }

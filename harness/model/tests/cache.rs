@@ -134,6 +134,12 @@ fn the_ledger_counts_every_byte() {
         assert_eq!(bytes.tail, dense_bytes * 116 / 500);
         assert!(bytes.payload < dense_bytes * 384 / 500 && bytes.headers > 0, "{bytes:?}");
         assert!(layer.usage.peak > layer.usage.now, "{layer:?}");
+        let coded = layer.coded;
+        assert_eq!((coded.chunks, coded.raw_chunks, coded.raw_bytes), (6, 0, dense_bytes * 384 / 500));
+        assert_eq!(coded.stored_bytes, bytes.payload + bytes.headers);
+        // The second block read the first chunk.
+        assert_eq!(coded.decoded_bytes, dense_bytes * 128 / 500);
+        assert!(coded.encode_ns > 0 && coded.decode_ns > 0);
     }
     assert!(ledger.usage.ratio() > 1.1 && ledger.usage.peak < plain.ledger().usage.peak, "{ledger:?}");
 }

@@ -38,7 +38,8 @@ pub(super) fn arguments(arguments: impl Iterator<Item = OsString>) -> impl Itera
 /// `kv_h2o_*` becomes the policy `h2o` in mode `reference` over its layers, `kv_lossless_*` the codec `gear-delta` over its layers, in chunks of
 /// `kv_lossless_block_tokens` behind the newest `kv_lossless_hot_recent_tokens`. Chunks are the storage that attention reads, so the
 /// lossless columns are of bytes really stored and decoded; keys about samples, queues, decode caches and predictors have no effect.
-/// One run that does not count comes before the repeats. Prompt and decoded tokens are text, the same in each.
+/// One run that does not count comes before the repeats. Prompt and decoded tokens are text, the same in each. The model is that of --model
+/// or --hub, else that in `base_dir` or beside the config, else the bundled one.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gearbox llm-bench -m runtime.json -p 512 -n 128 -rep 3 -fp bench.log
@@ -148,13 +149,11 @@ fn folder(flags: &ModelArgs, runtime: &Runtime) -> Result<PathBuf> {
     if let Some(folder) = flags.folder()? {
         return Ok(folder);
     }
-    match runtime.model_folder() {
-        Some(folder) => Ok(folder.to_path_buf()),
-        None => {
-            tracing::info!("the config names no model: the bundled one is used");
-            gearbox_model::bundled()
-        }
+    if let Some(folder) = runtime.model_folder() {
+        return Ok(folder.to_path_buf());
     }
+    tracing::info!("the config names no model: the bundled one is used");
+    gearbox_model::bundled()
 }
 
 /// What is one prompt.
@@ -169,7 +168,7 @@ enum PromptFileMode {
 /// Decodes the prompts of a file, and dumps the cache.
 ///
 /// The dump is one folder in the reference layout, with queries and token ids beside keys (after RoPE) and values. It is written if
-/// MNN_KV_DUMP_DIR is set, under the name MNN_KV_DUMP_RUN_ID; MNN_KV_DUMP_STAGE (prefill, decode, both) and MNN_KV_DUMP_MAX_TOKENS choose
+/// `MNN_KV_DUMP_DIR` is set, under the name `MNN_KV_DUMP_RUN_ID`; `MNN_KV_DUMP_STAGE` (prefill, decode, both) and `MNN_KV_DUMP_MAX_TOKENS` choose
 /// entries. Keys of the config are those of `llm-bench`; `precision` `low` makes cache and dump F16, `normal` and `high` F32.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

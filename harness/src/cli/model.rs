@@ -44,12 +44,15 @@ pub(super) struct ModelArgs {
     /// Model folder in Hugging Face layout [default: the bundled tiny model]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// Model of the Hugging Face hub, fetched into its usual cache, if this program was built with the feature `hub`
+    #[arg(long, value_name = "OWNER/NAME", conflicts_with = "model")]
+    hub: Option<String>,
 }
 
 impl ModelArgs {
     /// The folder that the flags name; none for the bundled model.
     pub(super) fn folder(&self) -> Result<Option<PathBuf>> {
-        Ok(self.model.clone())
+        self.hub.as_deref().map(gearbox_model::hub::fetch).transpose().map(|hub| hub.or_else(|| self.model.clone()))
     }
 
     fn load(&self) -> Result<Model> {

@@ -287,9 +287,11 @@ pub fn metrics(prompt: usize, measured: &Measured) -> Value {
 /// [`ErrorKind::Io`](gearbox_core::ErrorKind::Io).
 pub fn append_lines(path: &Path, lines: &[Value]) -> Result<()> {
     use std::io::Write;
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    let file = std::fs::File::options().create(true).append(true).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| Error::io(path, &error))
+    let append = || {
+        let mut file = std::fs::File::options().create(true).append(true).open(path)?;
+        lines.iter().try_for_each(|line| writeln!(file, "{line}"))
+    };
+    append().map_err(|error| Error::io(path, &error))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::exp::h2o::{Codec, FILES, Kit, Mode, Scope, TargetMode};
 /// The keys of the reference's cache, with its defaults and ranges.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[expect(clippy::struct_excessive_bools, reason = "keys of the reference's config")]
+#[expect(clippy::struct_excessive_bools, clippy::struct_field_names, reason = "keys of the reference's config")]
 struct Keys {
     /// Whether tokens are evicted.
     kv_h2o_enable: bool,

@@ -209,3 +209,29 @@ fn weights_are_relative_to_the_greatest_so_far() {
     assert_eq!(session.plan(&cache).unwrap(), KeepSet::Shared(keep));
     assert_eq!(session.scores, [0.375, 0.75], "scores follow their blocks");
 }
+
+#[test]
+fn session_tells_what_its_last_plan_decided() {
+    let settings = json!({
+        "mode": "reference", "block_tokens": 4, "sinks": 4, "recent_tokens": 4, "target_ratio": 2.0, "min_tokens": 16,
+        "update_interval": 1, "layers": "..",
+    });
+    let policy = H2o::new(config::from_value(&settings).unwrap()).unwrap();
+    let geometry = CacheGeometry { layer: 0, layers: 1, q_heads: 1, kv_heads: 1, dim: 8 };
+    let mut session = policy.reference(&geometry).unwrap().unwrap();
+    let mut plan = |first: u64, queries: usize, tokens: usize| {
+        let live: Vec<u32> = (0..tokens as u32).collect();
+        let probabilities = vec![0.0; queries * tokens];
+        let step = AttentionStep { first_query: first, queries, tokens, live: &live, probabilities: &probabilities };
+        session.observe(&step).unwrap();
+        let keep = session.plan(&CacheView { seen: first + queries as u64, tokens, live: &live }).unwrap();
+        (keep.kept(tokens), session.decision().cloned())
+    };
+    assert_eq!(plan(0, 19, 19), (19, None), "prefill decides nothing");
+    let (kept, decision) = plan(19, 1, 20);
+    let decision = decision.unwrap();
+    assert_eq!((kept, decision.tokens, decision.floor, decision.kept), (12, 20, 8, 12));
+    assert_eq!(plan(20, 1, 13), (13, None), "below the trigger");
+    let default = H2o::new(config::from_value(&json!({})).unwrap()).unwrap();
+    assert!(default.reference(&geometry).unwrap().is_none());
+}
