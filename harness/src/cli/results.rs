@@ -1,6 +1,6 @@
 //! `gearbox results`.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -278,7 +278,7 @@ impl ExportArgs {
         let store = self.store.read()?;
         let query = self.rows.query(Vec::new());
         let write = |out: &mut dyn Write| -> Result<()> {
-            let mut out = std::io::BufWriter::new(out);
+            let mut out = io::BufWriter::new(out);
             match self.format {
                 Format::Csv => results::export_csv(&store, &query, &mut out)?,
                 Format::Json => results::export_json(&store, &query, &mut out)?,
@@ -291,9 +291,24 @@ impl ExportArgs {
                 write(&mut file)?;
                 file.commit()?;
             }
-            None => write(&mut std::io::stdout().lock())?,
+            None => write(&mut UntilClosed(io::stdout().lock()))?,
         }
         Ok(Status::Pass)
+    }
+}
+
+/// Drops what nobody reads any more: `gearbox results export … | head` has seen enough.
+struct UntilClosed<W>(W);
+
+impl<W: Write> Write for UntilClosed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .write(bytes)
+            .or_else(|error| if error.kind() == ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().or_else(|error| if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
     }
 }
 
@@ -358,6 +373,7 @@ impl MergeArgs {
 #[command(after_help = "Examples:
   gearbox results gc --results all.db --dry-run
   gearbox results gc --results all.db --stale --missing")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct GcArgs {
     #[command(flatten)]
     store: StoreArgs,
@@ -381,7 +397,7 @@ impl GcArgs {
         drop(self.store.read()?);
         let store = Store::open(&self.store.results)?;
         let Self { failed, stale, missing, dry_run, .. } = self;
-        let removed = results::collect(&store, Rubbish { failed, stale, missing, dry_run })?;
+        let removed = results::collect(&store, Rubbish { failed, stale, missing }, dry_run)?;
         if json {
             report::print_json(&removed)?;
             return Ok(Status::Pass);

@@ -20,7 +20,7 @@ pub fn export_csv(store: &Store, query: &Query, out: &mut impl Write) -> Result<
     csv.flush().map_err(|error| Error::io("export", &error))
 }
 
-/// Writes whole rows as JSON, with key and receipt, beside the dumps and canaries: `{ "dumps": […], "canaries": […], "rows": […] }`.
+/// Writes whole rows as JSON, with their key as `row_key` and their receipt, beside the dumps and canaries: `{ "dumps": […], "canaries": […], "rows": […] }`.
 ///
 /// `gearbox gate` reads it as it reads the results of a sweep.
 ///
@@ -48,7 +48,7 @@ pub fn export_json(store: &Store, query: &Query, out: &mut impl Write) -> Result
 fn whole(store: &Store, key: &str) -> Result<Value> {
     let record = store.record(key)?;
     let mut row = json!(record.row);
-    row["key"] = key.into();
+    row["row_key"] = key.into();
     row["digest"] = record.digest().into();
     row["dump_digest"] = record.unit.digest.into();
     row["plugins"] = json!(record.unit.plugins);

@@ -17,8 +17,6 @@ pub struct Rubbish {
     pub stale: bool,
     /// Rows of dumps that are no longer where they were.
     pub missing: bool,
-    /// Count, but keep.
-    pub dry_run: bool,
 }
 
 /// What was thrown away.
@@ -38,11 +36,11 @@ pub struct Removed {
     pub bytes_after: u64,
 }
 
-/// Throws away, and gives the space back to the file system.
+/// Throws away, and gives the space back to the file system; a dry run counts, but keeps everything.
 ///
 /// # Errors
 /// As [`Store::insert`].
-pub fn collect(store: &Store, rubbish: Rubbish) -> Result<Removed> {
+pub fn collect(store: &Store, rubbish: Rubbish, dry_run: bool) -> Result<Removed> {
     let missing: Vec<String> = if rubbish.missing {
         let dumps = store.dumps()?.into_iter();
         dumps.filter(|(_, location)| !location.exists()).map(|(facts, _)| facts.digest).collect()
@@ -51,14 +49,14 @@ pub fn collect(store: &Store, rubbish: Rubbish) -> Result<Removed> {
     };
     let size = || std::fs::metadata(store.path()).map_or(0, |found| found.len());
     let bytes_before = size();
-    let removed = store.on(remove(store, rubbish, &missing))?;
-    if !rubbish.dry_run {
+    let removed = store.on(remove(store, rubbish, &missing, dry_run))?;
+    if !dry_run {
         store.on(store.connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE);"))?;
     }
     Ok(Removed { bytes_before, bytes_after: size(), ..removed })
 }
 
-fn remove(store: &Store, rubbish: Rubbish, missing: &[String]) -> rusqlite::Result<Removed> {
+fn remove(store: &Store, rubbish: Rubbish, missing: &[String], dry_run: bool) -> rusqlite::Result<Removed> {
     let connection = &store.connection;
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     let mut removed = Removed::default();
@@ -87,10 +85,10 @@ fn remove(store: &Store, rubbish: Rubbish, missing: &[String]) -> rusqlite::Resu
     removed.parts += connection.execute("DELETE FROM pipelines WHERE id NOT IN (SELECT pipeline FROM rows)", [])?;
     let unused = "id NOT IN (SELECT receipt FROM rows) AND id NOT IN (SELECT receipt FROM canaries)";
     removed.parts += connection.execute(&format!("DELETE FROM receipts WHERE {unused}"), [])?;
-    if rubbish.dry_run {
-        transaction.rollback()?
+    if dry_run {
+        transaction.rollback()?;
     } else {
-        transaction.commit()?
+        transaction.commit()?;
     }
     Ok(removed)
 }

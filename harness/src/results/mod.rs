@@ -4,6 +4,7 @@
 //! unit. So a sweep that was killed goes on where it was, and no unit is evaluated twice. Tables and keys are described in
 //! `docs/RESULTS-STORE.md`.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,7 +37,7 @@ mod select;
 mod tests;
 
 /// How long one process waits for another that writes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A results store that is open.
 #[derive(Debug)]
@@ -64,10 +65,12 @@ impl Store {
         if store.check()?.version < VERSION {
             store.on(schema::migrate(&store.connection))?;
         }
-        // Where the file system has no shared memory, SQLite keeps another journal: slower, as safe.
-        store.on(store
-            .connection
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;"))?;
+        // Where the file system has no shared memory, SQLite keeps another journal: slower, as safe. Busy is one that another process opens.
+        match store.connection.execute_batch("PRAGMA journal_mode = WAL") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {}
+            done => store.on(done)?,
+        }
+        store.on(store.connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON"))?;
         Ok(store)
     }
 
@@ -83,15 +86,14 @@ impl Store {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let store = Self::connect(path, path, flags)?;
-        let marks = match store.check() {
-            // A folder that takes no files has no room for the index of the journal, and no journal either.
-            Err(error) if error.kind() == ErrorKind::Io && !journal(path).exists() => {
-                let store = Self::connect(path, Path::new(&immutable(path)), flags | OpenFlags::SQLITE_OPEN_URI)?;
-                store.check()?;
-                return Ok(store);
-            }
-            marks => marks?,
-        };
+        let refused = Marks::of(&store.connection).err().and_then(|error| error.sqlite_error_code());
+        if matches!(refused, Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)) && !journal(path).exists() {
+            // A folder that takes no files has no room for the index of the journal. There is no journal, so nobody writes.
+            let store = Self::connect(path, Path::new(&immutable(path)), flags | OpenFlags::SQLITE_OPEN_URI)?;
+            store.check()?;
+            return Ok(store);
+        }
+        let marks = store.check()?;
         if marks.is_blank() {
             return Err(Error::invalid_input(format!(
                 "`{}`: expected a results store, got an empty database",
@@ -452,7 +454,9 @@ fn immutable(path: &Path) -> String {
         match byte {
             b'/' | b'.' | b'-' | b'_' => name.push(char::from(*byte)),
             byte if byte.is_ascii_alphanumeric() => name.push(char::from(*byte)),
-            byte => name.push_str(&format!("%{byte:02x}")),
+            byte => {
+                let _ = write!(name, "%{byte:02x}");
+            }
         }
     }
     name + "?immutable=1"

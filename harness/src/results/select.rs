@@ -144,7 +144,7 @@ impl Store {
     pub fn columns(&self) -> Result<Vec<String>> {
         let names = || -> rusqlite::Result<Vec<String>> {
             let statement = self.connection.prepare_cached("SELECT * FROM results LIMIT 0")?;
-            Ok(statement.column_names().into_iter().map(str::to_owned).collect())
+            Ok(statement.column_names().map(str::to_owned).collect())
         };
         self.on(names())
     }

@@ -321,14 +321,14 @@ fn rubbish_is_removed_and_the_rest_stays() {
         record
     }];
     let (_folder, store) = filled(&all);
-    let rows = |rubbish| collect(&store, rubbish).unwrap().rows;
+    let rows = |rubbish| collect(&store, rubbish, false).unwrap().rows;
     let none = Rubbish::default();
-    assert_eq!(rows(Rubbish { dry_run: true, ..none }), 1);
+    assert_eq!(collect(&store, none, true).unwrap().rows, 1);
     assert_eq!((store.len().unwrap(), rows(none), store.len().unwrap()), (3, 1, 2));
     assert_eq!((rows(Rubbish { failed: true, ..none }), store.len().unwrap()), (1, 1));
     assert_eq!((rows(Rubbish { stale: true, missing: true, ..none }), store.len().unwrap()), (0, 1));
     store.connection.execute("UPDATE dumps SET location = '/nowhere'", []).unwrap();
-    let removed = collect(&store, Rubbish { missing: true, ..none }).unwrap();
+    let removed = collect(&store, Rubbish { missing: true, ..none }, false).unwrap();
     assert_eq!((removed.rows, removed.dumps, removed.parts), (1, 1, 2));
     let mut old = records()[0].clone();
     old.receipt.version = "0.0.1".into();
@@ -350,7 +350,7 @@ fn exports_hold_every_row_and_a_gate_reads_them() {
     let value: Value = serde_json::from_slice(&text).unwrap();
     let rows = value["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 2);
-    assert!(rows[0]["receipt"]["version"].is_string() && rows[0]["key"].is_string());
+    assert!(rows[0]["receipt"]["version"].is_string() && rows[0]["row_key"].is_string());
     let row: Row = serde_json::from_value(rows[0].clone()).unwrap();
     assert!(row.is_ok());
     let mut candidates = crate::gate::Candidates::default();

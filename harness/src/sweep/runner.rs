@@ -71,7 +71,9 @@ impl<'a> Runner<'a> {
         store.add_dump(&opened.facts)?;
         let key = results::canary_key(&opened.facts.digest, gate, attention.as_ref());
         if let (Some(mut held), false) = (store.canaries(&key)?, *rerun) {
-            held.iter_mut().for_each(|canary| canary.dump.clone_from(&opened.facts.path));
+            for canary in &mut held {
+                canary.dump.clone_from(&opened.facts.path);
+            }
             return Ok(held);
         }
         let canaries = run()?;

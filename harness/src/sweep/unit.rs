@@ -1,6 +1,8 @@
 //! The unit of a sweep, one pipeline over one dump, as a value that can be sent elsewhere; and its evaluation, a pure function but for times.
 
-use gearbox_core::{Error, Pipeline, PipelineSpec, PluginUse, Registry, Result, ResultExt};
+use std::path::Path;
+
+use gearbox_core::{AnyEntry, Error, Pipeline, PipelineSpec, PluginUse, Registry, Result, ResultExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -14,7 +16,6 @@ use crate::{digest, metrics, report};
 
 /// What evaluates to one row: everything that its numbers depend on, and what it is called.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Unit {
     /// The pipeline in a few words; changes no number.
     pub name: String,
@@ -84,7 +85,7 @@ impl Unit {
 /// The plugins that a spec names, as far as they exist, sorted by id.
 fn uses(spec: &PipelineSpec, registry: &Registry) -> Result<Vec<PluginUse>> {
     let entries = spec.plugins().filter_map(|plugin| registry.get(&plugin.id).ok());
-    let mut uses = entries.map(gearbox_core::AnyEntry::as_use).collect::<Result<Vec<_>>>()?;
+    let mut uses = entries.map(AnyEntry::as_use).collect::<Result<Vec<_>>>()?;
     uses.sort();
     uses.dedup();
     Ok(uses)
@@ -157,8 +158,8 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// [`ErrorKind::Mismatch`](gearbox_core::ErrorKind::Mismatch) if the dump, a plugin or its library, or the program is not the one of the
     /// unit; [`ErrorKind::Io`](gearbox_core::ErrorKind::Io) if the folder takes no file.
-    pub fn evaluate(&mut self, unit: &Unit, opened: &Opened, scratch: &std::path::Path) -> Result<Record> {
-        let differences = self.differences(unit, opened)?;
+    pub fn evaluate(&mut self, unit: &Unit, opened: &Opened, scratch: &Path) -> Result<Record> {
+        let differences = self.differences(unit, opened);
         if !differences.is_empty() {
             return Err(Error::mismatch(differences.join("; ")).context(format!("unit {}", unit.key())));
         }
@@ -166,23 +167,15 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Evaluates a unit although what it names may be other things here.
-    pub(crate) fn evaluate_anyway(
-        &mut self,
-        unit: &Unit,
-        opened: &Opened,
-        scratch: &std::path::Path,
-    ) -> Result<Record> {
+    pub(crate) fn evaluate_anyway(&mut self, unit: &Unit, opened: &Opened, scratch: &Path) -> Result<Record> {
         let built = Pipeline::build(&unit.pipeline, self.registry);
-        let path = scratch.join(format!("{}.gbx", unit.key()));
-        let record = self.run(unit, opened, built.as_ref(), || AtomicFile::create(&path, true))?;
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|error| Error::io(&path, &error))?;
-        }
-        Ok(record)
+        // A folder of its own: others may evaluate the same unit there.
+        let folder = tempfile::tempdir_in(scratch).map_err(|error| Error::io(scratch, &error))?;
+        self.run(unit, opened, built.as_ref(), || AtomicFile::create(folder.path().join("unit.gbx"), false))
     }
 
     /// What is not as the unit says: dump, plugins, versions. Each names what was expected and what is here.
-    pub(crate) fn differences(&self, unit: &Unit, opened: &Opened) -> Result<Vec<String>> {
+    pub(crate) fn differences(&self, unit: &Unit, opened: &Opened) -> Vec<String> {
         let mut found = Vec::new();
         let mut differ = |what: &str, expected: &str, got: &str| {
             if expected != got {
@@ -194,11 +187,11 @@ impl<'a> Evaluator<'a> {
         differ("version of the program", &unit.version, env!("CARGO_PKG_VERSION"));
         differ("version of the metrics", &unit.metrics.to_string(), &metrics::VERSION.to_string());
         for plugin in &unit.plugins {
-            let here = self.registry.get(&plugin.id).and_then(gearbox_core::AnyEntry::as_use);
-            let here = here.map_or_else(|error| error.to_string(), |here| describe(&here));
+            let here = self.receipt.plugins.iter().find(|here| here.id == plugin.id);
+            let here = here.map_or_else(|| "none".to_owned(), describe);
             differ(&format!("plugin `{}`", plugin.id), &describe(plugin), &here);
         }
-        Ok(found)
+        found
     }
 
     /// Evaluates a unit whose pipeline was built, or was not.
