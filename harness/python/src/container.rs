@@ -39,7 +39,7 @@ use crate::registry::registry;
 /// The bytes are those of a file that `gearbox encode` writes for a dump with the same content.
 #[pyfunction]
 #[pyo3(signature = (data, pipeline, *, layer=0, role="key", start=0, stage="unknown", run="array", tokens=None, rope=None))]
-#[expect(clippy::too_many_arguments, reason = "named arguments in Python")]
+#[expect(clippy::too_many_arguments, clippy::similar_names, reason = "named arguments in Python")]
 pub(crate) fn encode<'py>(
     py: Python<'py>,
     data: &Bound<'py, PyAny>,

@@ -69,6 +69,17 @@ def wait(what, condition, seconds=120):
         time.sleep(0.05)
 
 
+def left():
+    """What still runs. This is process 1 of the namespace, so orphans are its children, to be buried."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                break
+        except ChildProcessError:
+            break
+    return sorted(set(processes()) - {os.getpid()})
+
+
 def main(folder, config, dump):
     loopback_up()
     head = node(folder, HEAD, "--head", f"--port={PORT}", f"--temp-dir={folder}/ray", "--include-dashboard=false")
@@ -84,7 +95,7 @@ def main(folder, config, dump):
     evaluate, started, first = gearbox.ray._evaluate, str(folder / "started.txt"), VICTIM
 
     def noted(job, libraries, units, shipped):
-        """Notes each start; on the second node it then waits for the end of the node."""
+        """Notes each start; on the second node it then waits for the end of the node, on the first for such a start."""
         import json
         import time
 
@@ -93,19 +104,21 @@ def main(folder, config, dump):
         here = ray.util.get_node_ip_address()
         with open(started, "a") as file:
             file.writelines(f"{json.loads(unit)['name']} {json.loads(unit)['pipeline']['chunking']['tokens']} {here}\n" for unit in units)
-        while here == first:
-            time.sleep(0.1)
+        while here == first or first not in open(started).read():
+            time.sleep(0.05)
         return evaluate(job, libraries, units, shipped)
 
     gearbox.ray._evaluate = noted
 
     def kill():
-        wait("a unit on the second node", lambda: os.path.exists(started) and VICTIM in open(started).read())
-        for pid in family(victim.pid):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        try:
+            wait("a unit on the second node", lambda: os.path.exists(started) and VICTIM in open(started).read())
+        finally:
+            for pid in family(victim.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -114,12 +127,12 @@ def main(folder, config, dump):
     (folder / "rows.json").write_text(json.dumps(list(rows)))
     ray.shutdown()
     victim.wait()
-    members = family(head.pid)
     head.send_signal(signal.SIGTERM)
     head.wait(60)
-    wait("the processes of the head", lambda: not set(members) & set(processes()))
-    left = set(processes()) - {os.getpid(), 1}
-    (folder / "left.json").write_text(json.dumps(sorted(left)))
+    try:
+        wait("the end of all processes", lambda: not left())
+    finally:
+        (folder / "left.json").write_text(json.dumps(left()))
 
 
 if __name__ == "__main__":

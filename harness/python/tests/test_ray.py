@@ -20,7 +20,7 @@ UNITS = {
     ],
     "attention": None,
 }
-ALONE = ["unshare", "-n", "-p", "-f", "--mount-proc"]
+ALONE = ["unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child"]
 
 
 def numbers(rows):
@@ -47,7 +47,7 @@ def test_cluster_that_loses_a_node_gives_every_row_once(small):
         home = {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
         script = pathlib.Path(__file__).with_name("cluster.py")
         command = [*ALONE, sys.executable, script, folder, config, small]
-        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=400)
+        ran = subprocess.run(command, env=os.environ | home, capture_output=True, text=True, timeout=240)
         logs = "".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
         assert ran.returncode == 0, ran.stderr + logs
         rows = json.loads((folder / "rows.json").read_text())
@@ -76,7 +76,7 @@ def test_command_sweeps_on_this_machine_and_ships_its_dumps(small):
         options = ["--dump", small, "--pipeline", "zstd", "--pipeline", "store", "--results", folder / "r.db", "--ship", "--json"]
         command = [*ALONE, sys.executable, "-c", code, pathlib.Path(__file__).parent, *options]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"HOME": str(folder)}
-        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=400)
+        ran = subprocess.run(command, env=environment | {"RAY_TMPDIR": str(folder)}, capture_output=True, text=True, timeout=240)
         assert ran.returncode == 0, ran.stderr
         assert numbers(json.loads(ran.stdout)["rows"]) == numbers(gearbox.sweep(dumps=small, pipelines=["zstd", "store"]))
     finally:

@@ -28,18 +28,23 @@ def _ray():
     return ray
 
 
+def _secure(address):
+    """What a cluster of this machine alone is started with. Ray reads it when it is imported."""
+    if address is None and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def _connect(ray, address):
     """Joins the cluster at an address, or starts one on this machine that listens to nobody else. Tells whether it was connected here."""
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "warning"}
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address is None:
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     else:
-        ray.init(address=address or os.environ["RAY_ADDRESS"], **quiet)
+        ray.init(address=address, **quiet)
     return True
 
 
@@ -119,6 +124,8 @@ def sweep(
     A task evaluates `batch` units and is repeated up to `max_retries` times if its node is lost; an error in a task is not repeated: the
     other units are finished and stored, then `GearboxError` says what failed where.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    _secure(address)
     ray = _ray()
     for path in plugins:
         load_plugin(path)
@@ -147,7 +154,7 @@ def _run(ray, plan, units, results, options):
     size = batch or max(1, min(16, len(units) // (8 * cpus)))
     job = secrets.token_hex(8)
     shipped = [(dump["path"], ray.put(_files(dump["path"]))) for dump in plan.dumps] if ship else []
-    task = ray.remote(_evaluate).options(max_retries=max_retries, num_cpus=1, name="gearbox")
+    task = ray.remote(_evaluate).options(max_retries=max_retries, num_cpus=1, scheduling_strategy="SPREAD", name="gearbox")
     waiting = list(batches(units, size))
     running, failures = {}, {}
     while waiting or running:
