@@ -3,7 +3,7 @@
 //! Two canaries run before the pipelines of each dump: one that must be exact, and one with a broken head that the gate must catch; see
 //! [`canary`].
 //!
-//! A [`Plan`] enumerates [`Unit`]s, an [`Evaluator`] makes a [`Record`] of each, and a [`Store`](crate::results::Store) keeps them, so that a
+//! A [`Plan`] enumerates [`Unit`]s, an [`Evaluator`] makes a [`Record`] of each, and a [`Store`] keeps them, so that a
 //! sweep goes on where it was stopped, and may be spread over machines.
 
 use std::borrow::Cow;
