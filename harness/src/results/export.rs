@@ -32,11 +32,11 @@ pub fn export_json(store: &Store, query: &Query, out: &mut impl Write) -> Result
     let canaries: Vec<_> = store.all_canaries()?.into_iter().map(|(_, canary)| canary).collect();
     write!(out, "{{\n\"dumps\": {},\n\"canaries\": {},\n\"rows\": [", to_json(&dumps), to_json(&canaries))
         .map_err(failed)?;
-    let query = Query { columns: vec!["key".into()], ..query.clone() };
+    let query = Query { columns: ["key", "digest"].map(str::to_owned).into(), ..query.clone() };
     let mut separator = "\n";
     store.each(&query, |cells| {
-        let [Cell::Text(key)] = cells.as_slice() else { return Ok(()) };
-        let text = to_json(&whole(store, key)?);
+        let [Cell::Text(key), Cell::Text(digest)] = cells.as_slice() else { return Ok(()) };
+        let text = to_json(&whole(store, key, digest)?);
         write!(out, "{separator}{text}").map_err(failed)?;
         separator = ",\n";
         Ok(())
@@ -45,11 +45,11 @@ pub fn export_json(store: &Store, query: &Query, out: &mut impl Write) -> Result
 }
 
 /// A row with its key, its receipt and the plugins that it was made with.
-fn whole(store: &Store, key: &str) -> Result<Value> {
+fn whole(store: &Store, key: &str, digest: &str) -> Result<Value> {
     let record = store.record(key)?;
     let mut row = json!(record.row);
     row["row_key"] = key.into();
-    row["digest"] = record.digest().into();
+    row["digest"] = digest.into();
     row["dump_digest"] = record.unit.digest.into();
     row["plugins"] = json!(record.unit.plugins);
     row["refuted"] = json!(record.refuted);
