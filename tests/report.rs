@@ -10,7 +10,7 @@ use crate::run::{run, stderr, stdout, text};
 
 /// Keys as the protocol of the browser names them.
 const ENTER: &str = "\u{e007}";
-const RIGHT: &str = "\u{e014}";
+const HOME: &str = "\u{e011}";
 const DOWN: &str = "\u{e015}";
 const END: &str = "\u{e010}";
 
@@ -70,7 +70,7 @@ fn report_is_a_folder_that_appears_whole_and_is_only_replaced_when_asked() {
     let out = folder.path().join("a/report");
     let shown = stdout(&["report", text(&results), "--out", text(&out)]);
     assert!(
-        shown.starts_with("7 rows over 1 dump: 4 of 6 that ran to the end hold the gate, 1 not legal\n"),
+        shown.starts_with("7 rows over 1 dump: 5 of 6 that ran to the end hold the gate, 1 not legal\n"),
         "{shown}"
     );
     let mut names: Vec<_> =
@@ -99,6 +99,23 @@ fn report_is_a_folder_that_appears_whole_and_is_only_replaced_when_asked() {
     fs::write(out.join("thesis.tex"), "mine").unwrap();
     let message = stderr(&["report", text(&results), "--out", text(&out), "--overwrite"], 2);
     assert!(message.contains("expected nothing but a report") && message.contains("thesis.tex"), "{message}");
+}
+
+#[test]
+fn rows_of_a_store_are_judged_and_shown_like_those_of_a_sweep() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("results.db");
+    run(&["sweep", "--pipeline", "store", "--pipeline", "gear", "--results", text(&store)], 0);
+    let [out, few] = ["report", "few"].map(|name| folder.path().join(name));
+    let shown = stdout(&["report", text(&store), "--out", text(&out)]);
+    assert!(shown.starts_with("2 rows over 1 dump: 2 of 2 that ran to the end hold the gate\n"), "{shown}");
+    let page = fs::read_to_string(out.join("index.html")).unwrap();
+    assert!(page.contains("caught by the gate") && page.contains("results.db"));
+    let gate = folder.path().join("gate.json");
+    fs::write(&gate, json!({ "ratio": { "min": 2 } }).to_string()).unwrap();
+    let limits = ["--gate", text(&gate), "--where", "ratio > 1.1"];
+    let shown = stdout(&[&["report", text(&store), "--out", text(&few)], &limits[..]].concat());
+    assert!(shown.starts_with("1 row over 1 dump: 0 of 1 that ran to the end hold the gate\n"), "{shown}");
 }
 
 #[test]
@@ -151,7 +168,7 @@ fn page_sorts_filters_and_shows_rows_without_network_or_errors() {
         browser.keys(words);
         browser.text("document.getElementById('found').textContent")
     };
-    assert_eq!(typed("quant ratio>1.5 ratio<5"), "2 of 7 rows");
+    assert_eq!(typed("quant ratio>1.5 ratio<5"), "3 of 7 rows");
     assert_eq!(typed("nothing"), "0 of 7 rows");
     assert_eq!(browser.text("document.querySelector('#table tbody').textContent"), "No row passes the filters.");
     browser.script("const text = document.getElementById('text'); text.value = ''; text.dispatchEvent(new Event('input', { bubbles: true }))");
@@ -162,7 +179,7 @@ fn page_sorts_filters_and_shows_rows_without_network_or_errors() {
     // The plot shows a row on focus, and the same row under the pointer.
     browser.place("#scatter canvas");
     browser.script("document.querySelector('#scatter canvas').focus({ preventScroll: true })");
-    browser.keys(RIGHT);
+    browser.keys(HOME);
     let tip =
         || browser.text("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent");
     let shown = tip();
