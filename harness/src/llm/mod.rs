@@ -1,6 +1,6 @@
 //! The reference's engines on our own model: what `exp h2o-bench`, `exp run-demo` and `exp pipeline` call.
 //!
-//! [`Runtime`] reads the reference's config and says which pipeline it asks for, [`Engine`] runs requests through it, [`bench`] times them and
+//! [`Runtime`] reads the reference's config and says which pipeline it asks for, [`Engine`] runs requests through it, [`mod@bench`] times them and
 //! [`demo`] decodes prompts and dumps the cache. Flags, keys, columns and printed lines are the reference's; what they stand for is corrected:
 //!
 //! - A request has a cache of its own, so nothing of an earlier one is in it.
