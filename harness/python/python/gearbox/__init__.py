@@ -11,6 +11,8 @@ captured caches, `sweep` compares pipelines on them, and `plugins` tells what a 
 (True, True)
 """
 
+from typing import TYPE_CHECKING
+
 from ._gearbox import (
     Cache,
     Dump,
@@ -25,6 +27,10 @@ from ._gearbox import (
     plugins,
 )
 from ._sweep import Results, sweep
+
+if TYPE_CHECKING:
+    from .hf import GearboxCache as GearboxCache
+    from .hf.capture import capture as capture
 
 __all__ = [
     "Cache",
@@ -41,3 +47,16 @@ __all__ = [
     "plugins",
     "sweep",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Torch and transformers are imported when they are asked for.
+    if name == "capture":
+        from .hf.capture import capture
+
+        return capture
+    if name == "GearboxCache":
+        from .hf import GearboxCache
+
+        return GearboxCache
+    raise AttributeError(f"module `{__name__}` has no `{name}`")
