@@ -59,7 +59,8 @@ Look around
   gearbox doctor                            what this machine has
 With dumps of your own
   gearbox dump check --dump DIR             is every entry sound?
-  gearbox sweep --dump DIR --out results    table, front, gate; sweep.json, sweep.csv, sweep.md
+  gearbox sweep --dump DIR --results all.db table, front and gate; rows are kept, a killed sweep goes on
+  gearbox report all.db --out report        tables, plots and one page to open, search and cite
   gearbox encode --dump DIR --pipeline planes --out kv.gbx
   gearbox verify kv.gbx --dump DIR          decode from the file alone and compare
 With a model
