@@ -63,9 +63,9 @@ pub struct About<'a> {
 /// Runs all repeats. Each has a cache of its own and decodes the same tokens, those that follow the prompt in the text.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) for more tokens than the context of the model or the text holds;
-/// [`ErrorKind::InvalidConfig`](gearbox_core::ErrorKind::InvalidConfig) for settings that do not fit the model;
-/// [`ErrorKind::Mismatch`](gearbox_core::ErrorKind::Mismatch) if two repeats compute different logits, or raw chunks others than
+/// [`ErrorKind::InvalidInput`] for more tokens than the context of the model or the text holds;
+/// [`ErrorKind::InvalidConfig`] for settings that do not fit the model;
+/// [`ErrorKind::Mismatch`] if two repeats compute different logits, or raw chunks others than
 /// compressed ones; what the plugins report.
 pub fn run(
     model: &Model,
