@@ -51,7 +51,7 @@ impl Browser {
             rest.trim_end_matches('.').parse().ok()
         });
         let profile = tempfile::tempdir().unwrap();
-        let mut browser_flags: Vec<_> = FLAGS.iter().map(ToString::to_string).collect();
+        let mut browser_flags: Vec<_> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
         browser_flags.push(format!("--user-data-dir={}", profile.path().display()));
         let mut started =
             Self { driver, port: port.expect("the driver names its port"), session: String::new(), _profile: profile };

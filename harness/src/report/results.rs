@@ -245,7 +245,7 @@ fn judge(sweep: &mut Sweep, gate: &Gate) {
 fn read_store(path: &Path, options: &Options) -> Result<(Vec<Held>, usize)> {
     let store = Store::read(path)?;
     let query = |columns: &[&str], limit| Query {
-        columns: columns.iter().map(ToString::to_string).collect(),
+        columns: columns.iter().map(|name| (*name).to_owned()).collect(),
         condition: options.condition.clone(),
         order: Some("-ratio".into()),
         limit,
