@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use gearbox_core::Result;
+use gearbox_core::{AnyEntry, Result};
 use serde::Serialize;
 
 use crate::loading::{LoadArgs, SEARCH_PATH};
@@ -59,7 +59,7 @@ impl DoctorArgs {
         ];
         for source in load.sources() {
             let loaded = load.entries(std::slice::from_ref(&source), true, &crate::isolate::Limits::default());
-            let ids = loaded.map(|entries| entries.iter().map(|entry| entry.id()).collect::<Vec<_>>().join(", "));
+            let ids = loaded.map(|entries| entries.iter().map(AnyEntry::id).collect::<Vec<_>>().join(", "));
             checks.push(Check::new(format!("library `{}`", source.path.display()), ids));
         }
         let findings = Findings {
