@@ -152,11 +152,17 @@ impl Browser {
 
     /// The middle of the first element of a selector, after scrolling to it.
     pub fn place(&self, selector: &str) -> [f64; 2] {
-        let place = self.script(&format!(
-            "const element = document.querySelector({}); element.scrollIntoView({{ block: 'center', behavior: 'instant' }});
-             const box = element.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]",
+        // Scrolling is told one frame later, and hides what the pointer shows.
+        let script = format!(
+            "const done = arguments[arguments.length - 1], element = document.querySelector({});
+             element.scrollIntoView({{ block: 'center', behavior: 'instant' }});
+             requestAnimationFrame(() => requestAnimationFrame(() => {{
+                 const box = element.getBoundingClientRect();
+                 done([box.x + box.width / 2, box.y + box.height / 2]);
+             }}));",
             json!(selector)
-        ));
+        );
+        let place = self.post("/execute/async", &json!({ "script": script, "args": [] }));
         [0, 1].map(|idx| place[idx].as_f64().unwrap())
     }
 
