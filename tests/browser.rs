@@ -189,14 +189,16 @@ impl Browser {
         self.post("/se/log", &json!({ "type": "browser" })).as_array().unwrap().clone()
     }
 
-    /// Addresses that were asked for.
+    /// Addresses that the opened file asked for, its own included; what the browser opens for itself before is no part of it.
     pub fn requests(&self) -> Vec<String> {
         let log = self.post("/se/log", &json!({ "type": "performance" }));
         let events =
             log.as_array().unwrap().iter().map(|entry| {
                 serde_json::from_str::<Value>(entry["message"].as_str().unwrap()).unwrap()["message"].clone()
             });
-        let sent = events.filter(|event| event["method"] == "Network.requestWillBeSent");
+        let of_file =
+            |event: &Value| event["params"]["documentURL"].as_str().is_some_and(|url| url.starts_with("file:"));
+        let sent = events.filter(|event| event["method"] == "Network.requestWillBeSent" && of_file(event));
         sent.map(|event| event["params"]["request"]["url"].as_str().unwrap().to_owned()).collect()
     }
 }
