@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use gearbox_core::{Error, Result};
+use serde::Serialize;
 use tempfile::NamedTempFile;
 
 /// Ending of temporary names; the leading dot and this keep readers of the folder from taking them for finished files.
@@ -98,6 +99,15 @@ impl AtomicFile {
     /// The name that the file has until then, for those who write it by name. Nothing may be written through [`Write`] beside that.
     pub fn temporary(&self) -> &Path {
         self.file.get_ref().path()
+    }
+
+    /// Writes a value as indented JSON and gives the file its name.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::commit`].
+    pub fn commit_json(mut self, value: &impl Serialize) -> Result<()> {
+        serde_json::to_writer_pretty(&mut self, value).map_err(|error| Error::io(&self.path, &error.into()))?;
+        self.commit()
     }
 
     /// Gives the file its name.

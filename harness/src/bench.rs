@@ -302,17 +302,22 @@ fn summarise(input: &Input<'_>, pipeline: &Pipeline, units: &[Unit], repeats: us
 
 /// Highest resident memory of this process so far, in bytes, where the system tells.
 pub fn peak_resident_bytes() -> Option<u64> {
-    memory_bytes("VmHWM:")
+    memory_bytes("/proc/self/status", "VmHWM:")
 }
 
 /// Resident memory of this process now, in bytes, where the system tells.
 pub fn resident_bytes() -> Option<u64> {
-    memory_bytes("VmRSS:")
+    memory_bytes("/proc/self/status", "VmRSS:")
 }
 
-fn memory_bytes(what: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(what))?;
+/// Memory that new processes may take, in bytes, where the system tells.
+pub fn available_bytes() -> Option<u64> {
+    memory_bytes("/proc/meminfo", "MemAvailable:")
+}
+
+fn memory_bytes(file: &str, what: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
 

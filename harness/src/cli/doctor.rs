@@ -6,10 +6,11 @@ use clap::Args;
 use gearbox_core::{AnyEntry, Result};
 use serde::Serialize;
 
+use crate::isolate::Limits;
 use crate::loading::{LoadArgs, SEARCH_PATH};
 use crate::receipt::Receipt;
 use crate::status::Status;
-use crate::{report, sample};
+use crate::{bench, report, sample};
 
 /// Shows what this program finds on this machine: version, processor, bundled data and libraries with plugins.
 ///
@@ -47,34 +48,31 @@ impl Check {
     }
 }
 
-impl DoctorArgs {
-    // A flag of its own may come; every other command takes its arguments this way.
-    #[expect(clippy::unused_self, reason = "as every other command")]
-    pub(super) fn run(self, load: &LoadArgs, json: bool) -> Result<Status> {
-        let registry = gearbox_plugins::registry()?;
-        let mut checks = vec![
-            Check::new("bundled sample", sample::find().map(|path| path.display().to_string())),
-            Check::new("bundled model", gearbox_model::bundled().map(|path| path.display().to_string())),
-            Check::new("temporary files", temporary()),
-        ];
-        for source in load.sources() {
-            let loaded = load.entries(std::slice::from_ref(&source), true, &crate::isolate::Limits::default());
-            let ids = loaded.map(|entries| entries.iter().map(AnyEntry::id).collect::<Vec<_>>().join(", "));
-            checks.push(Check::new(format!("library `{}`", source.path.display()), ids));
-        }
-        let findings = Findings {
-            receipt: Receipt::new(&registry)?,
-            operating_system: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
-            available_memory: available_memory(),
-            checks,
-        };
-        if json {
-            report::print_json(&findings)?;
-        } else {
-            report::print(findings.text().trim_end())?;
-        }
-        Ok(Status::pass_if(findings.checks.iter().all(|check| check.ok)))
+/// Looks around and prints what is there.
+pub(super) fn run(load: &LoadArgs, json: bool) -> Result<Status> {
+    let registry = gearbox_plugins::registry()?;
+    let mut checks = vec![
+        Check::new("bundled sample", sample::find().map(|path| path.display().to_string())),
+        Check::new("bundled model", gearbox_model::bundled().map(|path| path.display().to_string())),
+        Check::new("temporary files", temporary()),
+    ];
+    for source in load.sources() {
+        let loaded = load.entries(std::slice::from_ref(&source), true, &Limits::default());
+        let ids = loaded.map(|entries| entries.iter().map(AnyEntry::id).collect::<Vec<_>>().join(", "));
+        checks.push(Check::new(format!("library `{}`", source.path.display()), ids));
     }
+    let findings = Findings {
+        receipt: Receipt::new(&registry)?,
+        operating_system: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
+        available_memory: bench::available_bytes(),
+        checks,
+    };
+    if json {
+        report::print_json(&findings)?;
+    } else {
+        report::print(findings.text().trim_end())?;
+    }
+    Ok(Status::pass_if(findings.checks.iter().all(|check| check.ok)))
 }
 
 impl Findings {
@@ -106,10 +104,4 @@ fn temporary() -> Result<String> {
     let folder = std::env::temp_dir();
     let made = tempfile::tempfile_in(&folder);
     made.map(|_| folder.display().to_string()).map_err(|error| gearbox_core::Error::io(&folder, &error))
-}
-
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(kib.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }

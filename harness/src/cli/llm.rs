@@ -127,10 +127,8 @@ impl BenchArgs {
         let about = bench::About { folder: &folder, threads: self.threads, loading };
         let found = bench::run(&model, &runtime, registry, &options, &about)?;
         found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        if let Some(mut file) = json_file {
-            let path = file.path().to_owned();
-            serde_json::to_writer_pretty(&mut file, &found.json).map_err(|error| Error::io(&path, &error.into()))?;
-            file.commit()?;
+        if let Some(file) = json_file {
+            file.commit_json(&found.json)?;
         }
         if let Some(log) = &self.fp {
             found.table.append(log)?;

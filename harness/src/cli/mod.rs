@@ -239,7 +239,7 @@ fn start(cli: Cli) -> Result<Status> {
             print(String::from_utf8_lossy(&script).trim_end())?;
             Ok(Status::Pass)
         }
-        Command::Doctor(args) => args.run(&load, json),
+        Command::Doctor(doctor::DoctorArgs {}) => doctor::run(&load, json),
         Command::Man { out } => {
             std::fs::create_dir_all(&out).map_err(|error| Error::io(&out, &error))?;
             clap_mangen::generate_to(Cli::command(), &out).map_err(|error| Error::io(&out, &error))?;

@@ -230,10 +230,8 @@ impl OutArgs {
 
 /// Keeps a result in its file, if there is one, and prints it as JSON or as text.
 fn show<T: Serialize>(result: &T, out: Option<AtomicFile>, json: bool, text: fn(&T) -> String) -> Result<()> {
-    if let Some(mut file) = out {
-        let path = file.path().to_owned();
-        serde_json::to_writer_pretty(&mut file, result).map_err(|error| Error::io(&path, &error.into()))?;
-        file.commit()?;
+    if let Some(file) = out {
+        file.commit_json(result)?;
     }
     if json { report::print_json(result) } else { report::print(&text(result)) }
 }

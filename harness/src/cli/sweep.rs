@@ -143,8 +143,7 @@ impl Files {
 
     fn write(mut self, sweep: &Sweep, text: &str) -> Result<()> {
         use std::io::Write as _;
-        serde_json::to_writer_pretty(&mut self.json, sweep).map_err(|error| Error::io("sweep.json", &error.into()))?;
-        self.json.commit()?;
+        self.json.commit_json(sweep)?;
         let rows = sweep.rows.iter().map(|row| (row, row.pareto));
         write_csv(rows, &mut self.csv).map_err(|error| Error::io("sweep.csv", &error.into()))?;
         self.csv.commit()?;

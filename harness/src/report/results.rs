@@ -237,7 +237,7 @@ fn judge(sweep: &mut Sweep, gate: &Gate) {
     sweep.gate = gate.clone().with_default();
     sweep.gate_required = true;
     for row in &mut sweep.rows {
-        row.verdict = row.is_ok().then(|| sweep.gate.judge(|metric| row.measured(metric)));
+        row.judge(&sweep.gate);
     }
 }
 
@@ -294,7 +294,7 @@ fn read_store(path: &Path, options: &Options) -> Result<(Vec<Held>, usize)> {
                 sweep.refuted.push(refuted);
             }
         }
-        row.verdict = row.is_ok().then(|| sweep.gate.judge(|metric| row.measured(metric)));
+        row.judge(&sweep.gate);
         sweep.rows.push(row);
     }
     // A store does not say which receipt its canaries belong to.

@@ -18,7 +18,7 @@ use crate::atomic::AtomicFile;
 use crate::compare::{self, Compared};
 use crate::dump::Dump;
 use crate::engine::{self, SequenceCost};
-use crate::gate::{self, Metric, Verdict};
+use crate::gate::{self, Gate, Metric, Verdict};
 use crate::metrics::attention::{Attention, AttentionReport};
 use crate::metrics::error::ErrorReport;
 
@@ -223,6 +223,11 @@ impl Row {
             sequences: Vec::new(),
             pipeline: unit.pipeline.to_value(),
         }
+    }
+
+    /// Takes the verdict of a gate; a row that did not end well gets none.
+    pub(crate) fn judge(&mut self, gate: &Gate) {
+        self.verdict = self.is_ok().then(|| gate.judge(|metric| self.measured(metric)));
     }
 
     /// Whether it was decoded and is what the pipeline promises.

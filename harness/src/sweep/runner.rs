@@ -151,11 +151,10 @@ impl<'a> Runner<'a> {
                 self.refuted.push(refuted);
             }
         }
-        let gate = &self.plan.gate;
         let mut row = record.row;
         // What a row in a store says of these belongs to the sweep that stored it.
         (row.name, row.dump) = (work.unit.name.clone(), work.unit.dump.clone());
-        row.verdict = row.is_ok().then(|| gate.judge(|metric| row.measured(metric)));
+        row.judge(&self.plan.gate);
         self.rows.push(row);
         Ok(())
     }

@@ -40,17 +40,7 @@ pub struct Unit {
 impl Unit {
     /// The unit of a pipeline that was built.
     pub(super) fn of(opened: &Opened, pipeline: &Pipeline, attention: Option<&Attention>) -> Self {
-        Self {
-            name: pipeline.name().to_owned(),
-            dump: opened.facts.path.clone(),
-            selection: opened.facts.selection.clone(),
-            digest: opened.facts.digest.clone(),
-            pipeline: pipeline.spec().clone(),
-            plugins: pipeline.plugins().to_vec(),
-            attention: attention.map(|attention| attention.options().clone()),
-            version: env!("CARGO_PKG_VERSION").into(),
-            metrics: metrics::VERSION,
-        }
+        Self::new(opened, pipeline.name().to_owned(), pipeline.spec(), pipeline.plugins().to_vec(), attention)
     }
 
     /// The unit of a pipeline that cannot be built.
@@ -60,17 +50,28 @@ impl Unit {
         registry: &Registry,
         attention: Option<&Attention>,
     ) -> Result<Self> {
-        Ok(Self {
-            name: spec.name.clone().unwrap_or_else(|| json!(spec.routes).to_string()),
+        let name = spec.name.clone().unwrap_or_else(|| json!(spec.routes).to_string());
+        Ok(Self::new(opened, name, spec, uses(spec, registry)?, attention))
+    }
+
+    fn new(
+        opened: &Opened,
+        name: String,
+        spec: &PipelineSpec,
+        plugins: Vec<PluginUse>,
+        attention: Option<&Attention>,
+    ) -> Self {
+        Self {
+            name,
             dump: opened.facts.path.clone(),
             selection: opened.facts.selection.clone(),
             digest: opened.facts.digest.clone(),
             pipeline: spec.clone(),
-            plugins: uses(spec, registry)?,
+            plugins,
             attention: attention.map(|attention| attention.options().clone()),
             version: env!("CARGO_PKG_VERSION").into(),
             metrics: metrics::VERSION,
-        })
+        }
     }
 
     /// What the row of this unit is stored under: a digest of everything that its numbers depend on.
