@@ -1,5 +1,6 @@
 //! `gearbox sweep`.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -115,9 +116,13 @@ impl SweepArgs {
         }
         let result = plan.run(dumps, &containers)?;
         status = status.and(Status::pass_if(result.passed()));
-        let text = result.summary();
+        let mut text = result.summary();
         if let Some(files) = files.take() {
             files.write(&result, &text)?;
+        }
+        if let Some(out) = &self.out {
+            let containers = if self.keep_containers { " and the containers" } else { "" };
+            let _ = writeln!(text, "`sweep.json`, `sweep.csv`, `sweep.md`{containers} in `{}`", out.display());
         }
         if json {
             report::print_json(&result)?;
@@ -143,6 +148,7 @@ impl Files {
 
     fn write(mut self, sweep: &Sweep, text: &str) -> Result<()> {
         use std::io::Write as _;
+
         self.json.commit_json(sweep)?;
         let rows = sweep.rows.iter().map(|row| (row, row.pareto));
         write_csv(rows, &mut self.csv).map_err(|error| Error::io("sweep.csv", &error.into()))?;

@@ -91,6 +91,12 @@ impl SweepConfig {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] with file, JSON pointer and what is legal there.
     pub fn read(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            let shown = path.display();
+            let message =
+                format!("`{shown}`: expected a sweep as JSON, got a folder; a dump comes with `--dump {shown}`");
+            return Err(Error::invalid_config(message));
+        }
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, &error))?;
         let place = || format!("`{}`", path.display());
         let value =
