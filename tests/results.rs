@@ -97,6 +97,45 @@ fn killed_sweep_goes_on_and_ends_like_an_undisturbed_one() {
     assert!(diff(&killed, &whole, 0).contains("14 rows are equal, 0 differ"));
 }
 
+/// Whether this process may mount a file system that only it sees.
+fn may_mount() -> bool {
+    let tried = std::process::Command::new("unshare").args(["-m", "true"]).stderr(Stdio::null()).status();
+    let may = tried.is_ok_and(|status| status.success());
+    if !may {
+        eprintln!("skipped: this user may not mount a file system");
+    }
+    may
+}
+
+#[test]
+fn sweep_on_a_full_disk_says_so_and_goes_on_when_there_is_room() {
+    if !may_mount() {
+        return;
+    }
+    let levels: Vec<u32> = (1..=12).collect();
+    let (folder, config) = sweep_in(&levels);
+    let (disk, whole) = (folder.path().join("disk"), folder.path().join("whole.db"));
+    std::fs::create_dir(&disk).unwrap();
+    // The store fits, its journal does not; later both do.
+    let script = "mount -t tmpfs -o size=200k none \"$1\" && { \"$2\" sweep \"$3\" --results \"$1/a.db\"; echo \"status $?\"; } &&
+        mount -o remount,size=20m \"$1\" && \"$2\" sweep \"$3\" --results \"$1/a.db\" && cp \"$1/a.db\" \"$3.db\"";
+    let program = gearbox();
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "-", text(&disk), program.get_program().to_str().unwrap(), text(&config)])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let [out, told] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(output.status.success(), "{out}\n{told}");
+    let [full, end] = out.split("status 2\n").collect::<Vec<_>>()[..] else { panic!("{out}\n{told}") };
+    let reason = "a.db`: no space is left on the disk; what was stored before is intact";
+    assert!(full.is_empty() && told.contains(reason), "{out}\n{told}");
+    let read = (1..14).find(|read| end.contains(&format!("{} units computed, {read} read", 14 - read)));
+    assert!(read.is_some(), "{end}");
+    sweep(&config, &whole, &[]);
+    assert!(diff(&whole, &config.with_extension("json.db"), 0).contains("14 rows are equal, 0 differ"));
+}
+
 #[test]
 fn two_processes_share_one_store() {
     let (folder, config) = sweep_in(&[1, 2, 3, 4, 5]);

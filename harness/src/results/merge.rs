@@ -65,7 +65,7 @@ impl Store {
             statement.query_map([], texts)?.collect()
         };
         for [key, name, digest, receipt, problem, json] in from.on(canaries())? {
-            let receipt = self.parse(&receipt.unwrap_or_default())?;
+            let receipt = self.parse(receipt.unwrap_or_default().as_bytes())?;
             let put = || {
                 let dump = self.id("SELECT id FROM dumps WHERE digest = ?1", &digest.unwrap_or_default())?;
                 let receipt = self.receipt_id(&receipt)?;

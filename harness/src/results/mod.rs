@@ -201,16 +201,17 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Corrupt`] if it cannot be read back.
     pub fn get(&self, key: &str) -> Result<Option<Record>> {
-        let sql = "SELECT bodies.json, receipts.json FROM rows JOIN bodies ON bodies.row = rows.id JOIN receipts ON receipts.id = rows.receipt
+        let sql = "SELECT bodies.zstd, receipts.json FROM rows JOIN bodies ON bodies.row = rows.id JOIN receipts ON receipts.id = rows.receipt
             WHERE rows.key = ?1";
         let texts = || {
             let mut statement = self.connection.prepare_cached(sql)?;
-            statement.query_row([key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))).optional()
+            statement.query_row([key], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?))).optional()
         };
         let Some((body, receipt)) = self.on(texts())? else { return Ok(None) };
         let place = || format!("row {key}");
+        let body = schema::unpack(&body).map_err(|error| self.damaged(&error)).context(place)?;
         let Body { unit, row, refuted } = self.parse(&body).context(place)?;
-        let receipt = self.parse(&receipt).context(place)?;
+        let receipt = self.parse(receipt.as_bytes()).context(place)?;
         Ok(Some(Record { unit, row, refuted, receipt }))
     }
 
@@ -250,7 +251,7 @@ impl Store {
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
         };
         let texts: Vec<(String, String)> = self.on(texts())?;
-        texts.into_iter().map(|(text, location)| Ok((self.parse(&text)?, location.into()))).collect()
+        texts.into_iter().map(|(text, location)| Ok((self.parse(text.as_bytes())?, location.into()))).collect()
     }
 
     /// Adds a record whose dump was [added](Store::add_dump). A row that is there stays, unless it [failed because of the
@@ -339,8 +340,8 @@ impl Store {
         let cells = values.iter().map(|(_, cell)| cell);
         self.connection.prepare_cached(&sql)?.execute(rusqlite::params_from_iter(cells))?;
         let id = self.connection.last_insert_rowid();
-        let body = to_json(&json!({ "unit": unit, "row": row, "refuted": refuted }));
-        self.connection.prepare_cached("INSERT INTO bodies (row, json) VALUES (?1, ?2)")?.execute(params![id, body])?;
+        let body = schema::pack(&to_json(&json!({ "unit": unit, "row": row, "refuted": refuted })));
+        self.connection.prepare_cached("INSERT INTO bodies (row, zstd) VALUES (?1, ?2)")?.execute(params![id, body])?;
         transaction.commit()?;
         Ok(true)
     }
@@ -376,7 +377,7 @@ impl Store {
             self.connection.prepare_cached(sql)?.query_map([key], |row| row.get(0))?.collect()
         };
         let texts: Vec<String> = self.on(texts())?;
-        let canaries = texts.iter().map(|text| self.parse(text)).collect::<Result<Vec<Canary>>>()?;
+        let canaries = texts.iter().map(|text| self.parse(text.as_bytes())).collect::<Result<Vec<Canary>>>()?;
         Ok(canaries.try_into().ok())
     }
 
@@ -410,12 +411,15 @@ impl Store {
             statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
         };
         let texts: Vec<(String, String)> = self.on(texts())?;
-        texts.into_iter().map(|(key, text)| Ok((key, self.parse(&text)?))).collect()
+        texts.into_iter().map(|(key, text)| Ok((key, self.parse(text.as_bytes())?))).collect()
     }
 
-    fn parse<T: serde::de::DeserializeOwned>(&self, text: &str) -> Result<T> {
-        let damaged = |error| Error::corrupt(format!("expected what this version stores: {error}"));
-        serde_json::from_str(text).map_err(damaged).context(|| format!("`{}`", self.path.display()))
+    fn parse<T: serde::de::DeserializeOwned>(&self, text: &[u8]) -> Result<T> {
+        serde_json::from_slice(text).map_err(|error| self.damaged(&error))
+    }
+
+    fn damaged(&self, error: &impl std::fmt::Display) -> Error {
+        Error::corrupt(format!("`{}`: expected what this version stores: {error}", self.path.display()))
     }
 
     /// Names the file in what SQLite reports.

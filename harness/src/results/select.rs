@@ -209,7 +209,7 @@ impl Store {
         let mut rows = Vec::new();
         self.each(&query, |cells| {
             let [name, Cell::Text(pipeline), state, reason, numbers @ ..] = cells.as_slice() else { return Ok(()) };
-            let pipeline: Value = self.parse(pipeline)?;
+            let pipeline: Value = self.parse(pipeline.as_bytes())?;
             let measured = metrics.iter().zip(numbers).filter(|(_, number)| **number != Cell::Null);
             let measured: serde_json::Map<_, _> = measured.map(|(name, number)| (name.clone(), number.to_value())).collect();
             rows.push(json!({

@@ -253,9 +253,11 @@ fn locked_full_and_read_only_stores_say_so_and_stay_whole() {
     assert!(error.to_string().contains("locked by another process"), "{error}");
     other.execute_batch("ROLLBACK").unwrap();
 
+    let mut large = records()[1].clone();
+    large.row.name = "n".repeat(1 << 16);
     let pages: i64 = store.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
     store.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(())).unwrap();
-    let error = store.insert(&records()[1]).unwrap_err();
+    let error = store.insert(&large).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(error.to_string().contains("no space is left on the disk"), "{error}");
 
@@ -286,7 +288,7 @@ fn unknown_dump_and_damaged_body_are_errors() {
     let error = store.insert(&records()[0]).unwrap_err().to_string();
     assert!(error.contains("expected its dump to be added first"), "{error}");
     let (_folder, store) = filled(&records()[..1]);
-    store.connection.execute("UPDATE bodies SET json = '{'", []).unwrap();
+    store.connection.execute("UPDATE bodies SET zstd = x'7b'", []).unwrap();
     let error = store.get(&records()[0].unit.key()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().starts_with(&format!("row {}: `", records()[0].unit.key())), "{error}");
