@@ -26,13 +26,16 @@ pub fn shared() -> Option<PathBuf> {
     found
 }
 
-/// The program, built once in the profile of the tests.
+/// The program: the one that `GEARBOX_PROGRAM` names, as `tests/run` built it, else built once in the profile of the tests.
 pub fn gearbox() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
+        if let Some(program) = std::env::var_os("GEARBOX_PROGRAM") {
+            return program.into();
+        }
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let build = std::process::Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--locked", "--package", "gearbox", "--bin", "gearbox", "--profile", profile])
+            .args(["build", "--quiet", "--locked", "--workspace", "--bin", "gearbox", "--profile", profile])
             .current_dir(root())
             .status();
         assert!(build.unwrap().success(), "the program does not build");
