@@ -16,6 +16,7 @@ mod error;
 mod json;
 mod pipeline;
 mod registry;
+mod results;
 mod sweep;
 
 /// The compiled part of `gearbox`.
@@ -33,6 +34,8 @@ mod _gearbox {
     use crate::pipeline::Pipeline;
     #[pymodule_export]
     use crate::registry::{load_plugin, plugins};
+    #[pymodule_export]
+    use crate::results::read_results;
     #[pymodule_export]
     use crate::sweep::{Evaluator, Plan};
 

@@ -33,6 +33,21 @@ def program():
 
 
 @pytest.fixture
+def library(tmp_path):
+    """Builds the example in C, a library with the codec `plane-runs` and the transform `channel-major`; skips where nothing compiles C."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+
+    def build(name, *options):
+        path = tmp_path / name
+        source = ["-I", ROOT / "plugins/abi/include", ROOT / "plugins/examples/c-demo/demo.c"]
+        subprocess.run(["cc", "-std=c11", "-O1", *options, "-shared", "-fPIC", *source, "-o", path], check=True)
+        return path
+
+    return build
+
+
+@pytest.fixture
 def tensor():
     """Makes arrays that look like keys, the same ones each time."""
 

@@ -31,6 +31,17 @@ def test_store_is_read_instead_of_computed_again(small, tmp_path):
     assert [row["name"] for row in both] == ["zstd", "lz4"]
 
 
+def test_rows_of_a_store_are_read(small, tmp_path):
+    store = tmp_path / "results.db"
+    swept = gearbox.sweep(dumps=small, pipelines=["zstd", "store"], results=store)
+    rows = gearbox.results(store, columns=["name", "stored_bytes"], sort="-stored_bytes")
+    assert rows == sorted(({name: row[name] for name in ("name", "stored_bytes")} for row in swept), key=lambda row: -row["stored_bytes"])
+    assert [row["name"] for row in gearbox.results(store, where="name = 'zstd'", limit=1)] == ["zstd"]
+    assert gearbox.results(store, where="0") == []
+    with pytest.raises(gearbox.GearboxError, match="no column is called `bytes`"):
+        gearbox.results(store, columns=["bytes"])
+
+
 def test_shards_make_up_the_whole(small, tmp_path):
     plan = gearbox._sweep.make_plan(None, small, PIPELINES)
     keys = [key for key, _ in plan.units()]

@@ -26,7 +26,7 @@ from ._gearbox import (
     load_plugin,
     plugins,
 )
-from ._sweep import Results, sweep
+from ._sweep import Results, Rows, results, sweep
 
 if TYPE_CHECKING:
     from .hf import GearboxCache as GearboxCache
@@ -39,12 +39,14 @@ __all__ = [
     "GearboxError",
     "Pipeline",
     "Results",
+    "Rows",
     "__version__",
     "decode",
     "encode",
     "inspect",
     "load_plugin",
     "plugins",
+    "results",
     "sweep",
 ]
 

@@ -5,36 +5,55 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from ._gearbox import Evaluator, Pipeline, Plan
+from ._gearbox import Evaluator, Pipeline, Plan, read_results
+
+if TYPE_CHECKING:
+    import pandas
+
+    Path = str | os.PathLike[str]
 
 # Units with loaded plugins are evaluated together: the conformance kit attacks those plugins once per call.
 _TOGETHER = 16
 
 
-class Results(list):
+class Rows(list[dict[str, Any]]):
+    """Rows of results: a list of dicts."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The rows with one value per column."""
+        return list(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The same as a pandas data frame; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.to_dicts())
+
+
+class Results(Rows):
     """The rows of a sweep: a list of dicts, one per dump and pipeline.
 
     `sweep` is all of it as a dict (receipt, gate, dumps, canaries, rows), as `gearbox sweep --json` prints it, `summary` the table that it
     prints, and `passed` whether its exit status would be 0.
     """
 
-    def __init__(self, sweep, summary, passed):
+    sweep: dict[str, Any]
+    summary: str
+    passed: bool
+
+    def __init__(self, sweep: dict[str, Any], summary: str, passed: bool) -> None:
         super().__init__(sweep["rows"])
         self.sweep = sweep
         self.summary = summary
         self.passed = passed
 
-    def to_dicts(self):
+    def to_dicts(self) -> list[dict[str, Any]]:
         """The rows with one value per column: what `measured` and the two roles hold becomes columns of their own; lists are left out."""
         return [_flat(row) for row in self]
-
-    def to_pandas(self):
-        """The same as a pandas data frame; needs pandas."""
-        import pandas
-
-        return pandas.DataFrame(self.to_dicts())
 
 
 def _flat(row):
@@ -91,7 +110,26 @@ def batches(units, size=1):
         yield from (held[start : start + step] for start in range(0, len(held), step))
 
 
-def sweep(config=None, dumps=None, *, pipelines=None, results=None, rerun=False, shard=None):
+def results(
+    path: Path, *, columns: Sequence[str] = (), where: str | None = None, sort: str | None = None, limit: int | None = None
+) -> Rows:
+    """Read rows of a results store, and return `Rows`.
+
+    `columns` are those that docs/RESULTS-STORE.md lists (all by default). With `where`, an SQL expression over them, only rows for which it is
+    true; `sort` is a column, descending with `-` before it; `limit` is the most rows.
+    """
+    return Rows(read_results(path, list(columns), where, sort, limit))
+
+
+def sweep(
+    config: dict[str, Any] | Path | None = None,
+    dumps: Path | Iterable[Path] | None = None,
+    *,
+    pipelines: Iterable[Pipeline | dict[str, Any] | Path] | None = None,
+    results: Path | None = None,
+    rerun: bool = False,
+    shard: str | None = None,
+) -> Results:
     """Run every pipeline over every dump, as `gearbox sweep` does, and return `Results`.
 
     `config` is a dict, JSON text or the path of a file (by default every codec in every chunking mode, and every transform before every

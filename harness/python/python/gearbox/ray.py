@@ -14,8 +14,14 @@ import secrets
 import sys
 import tempfile
 
-from ._gearbox import Evaluator, GearboxError, load_plugin
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ._gearbox import Evaluator, GearboxError, Pipeline, load_plugin
 from ._sweep import Results, batches, make_plan
+
+if TYPE_CHECKING:
+    from ._sweep import Path
 
 __all__ = ["main", "sweep"]
 
@@ -103,18 +109,18 @@ def _files(path):
 
 
 def sweep(
-    config=None,
-    dumps=None,
+    config: dict[str, Any] | Path | None = None,
+    dumps: Path | Iterable[Path] | None = None,
     *,
-    results,
-    pipelines=None,
-    plugins=(),
-    address=None,
-    batch=None,
-    ship=False,
-    max_retries=3,
-    rerun=False,
-):
+    results: Path,
+    pipelines: Iterable[Pipeline | dict[str, Any] | Path] | None = None,
+    plugins: Iterable[Path] = (),
+    address: str | None = None,
+    batch: int | None = None,
+    ship: bool = False,
+    max_retries: int = 3,
+    rerun: bool = False,
+) -> Results:
     """Run a sweep on a Ray cluster, and return `Results`.
 
     `config`, `dumps`, `pipelines` and `rerun` are those of `gearbox.sweep`. `results` is the store, written by this process alone; what it
@@ -126,7 +132,7 @@ def sweep(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     _secure(address)
-    ray = _ray()
+    ray, plugins = _ray(), list(plugins)
     for path in plugins:
         load_plugin(path)
     plan = make_plan(config, dumps, pipelines)
@@ -195,7 +201,7 @@ def _arguments():
     return parser
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """The command `gearbox-ray`; returns its exit status."""
     given = vars(_arguments().parse_args(arguments))
     as_json = given.pop("json")
