@@ -21,7 +21,7 @@ import sys, numpy, gearbox
 print(*gearbox.load_plugin(sys.argv[1], sha256=sys.argv[2]))
 print(*gearbox.load_plugin(sys.argv[1]))
 held = {plugin["id"]: plugin for plugin in gearbox.plugins()}["plane-runs"]
-assert held["origin"]["path"] == sys.argv[1], held
+assert sys.argv[1] in held["origin"], held
 array = (numpy.arange(64 * 2 * 16) % 7).astype(numpy.float16).reshape(64, 2, 16)
 data = gearbox.encode(array, "plane-runs")
 assert (gearbox.decode(data) == array).all() and len(data) < array.nbytes
