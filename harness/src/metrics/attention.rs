@@ -54,7 +54,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::kept::{KeptAttention, KeptError, KeptSums};
 use self::panels::{Columns, PANEL, Panels, ROWS, Side, product};
-use self::rule::{Rule, Softcap};
+use self::rule::Rule;
 use self::softmax::{LANES, Row, all_finite};
 use self::tally::Seen;
 pub use self::tally::{
@@ -385,9 +385,9 @@ impl WithSimd for Block<'_> {
         }
         scratch.seen.clear();
         for (idx, query) in queries.iter().enumerate() {
-            let sees = query.sees.start - tokens.start..query.sees.end - tokens.start;
+            let visible = query.sees.start - tokens.start..query.sees.end - tokens.start;
             let row = idx * width..(idx + 1) * width;
-            let seen = scratch.attend(row, sees, geometry.rule.softcap, key.change.is_some(), options.top);
+            let seen = scratch.attend(row, visible, &geometry.rule, key.change.is_some(), options.top);
             scratch.seen.push(seen);
         }
         let dim = geometry.value_dim.next_multiple_of(PANEL);
@@ -427,15 +427,15 @@ impl Scratch {
     fn attend(
         &mut self,
         row: Range<usize>,
-        sees: Range<usize>,
-        softcap: Option<Softcap>,
+        visible: Range<usize>,
+        rule: &Rule,
         keys_changed: bool,
         top: usize,
     ) -> Option<Seen> {
         let logits = &mut self.logits[row.clone()];
-        let padded = sees.end.next_multiple_of(LANES);
-        let mut seen = Seen { live: sees.len(), agreement: 1.0, ..Seen::default() };
-        let defined = !sees.is_empty() && all_finite(&logits[sees.clone()]);
+        let padded = visible.end.next_multiple_of(LANES);
+        let mut seen = Seen { live: visible.len(), agreement: 1.0, ..Seen::default() };
+        let defined = !visible.is_empty() && all_finite(&logits[visible.clone()]);
         if !defined {
             logits.fill(0.0);
             if keys_changed {
@@ -444,18 +444,13 @@ impl Scratch {
             }
             return None;
         }
-        let changes_finite = keys_changed && all_finite(&self.changes[row.clone()][sees.clone()]);
-        if let Some(softcap) = softcap {
-            if changes_finite {
-                softcap.cap_changes(&logits[sees.clone()], &mut self.changes[row.clone()][sees.clone()]);
-            }
-            softcap.cap(&mut logits[sees.clone()]);
-        }
-        logits[..sees.start].fill(f32::NEG_INFINITY);
-        logits[sees.end..padded].fill(f32::NEG_INFINITY);
+        let changes_finite = keys_changed && all_finite(&self.changes[row.clone()][visible.clone()]);
+        logits[..visible.start].fill(f32::NEG_INFINITY);
+        logits[visible.end..padded].fill(f32::NEG_INFINITY);
         logits[padded..].fill(0.0);
         let logits = &mut logits[..padded];
         if !keys_changed {
+            rule.cap(&mut logits[visible]);
             self.row.soften(logits);
             return Some(seen);
         }
@@ -466,25 +461,37 @@ impl Scratch {
             let infinite = f64::INFINITY;
             (seen.logit_squares, seen.logit_max, seen.kl, seen.agreement) = (infinite, infinite, infinite, 0.0);
             seen.broken = true;
+            rule.cap(&mut logits[visible]);
             self.row.soften(logits);
             return Some(seen);
         }
-        changes[..sees.start].fill(0.0);
-        changes[sees.end..].fill(0.0);
+        changes[..visible.start].fill(0.0);
+        changes[visible.end..].fill(0.0);
         decoded[padded..].fill(0.0);
         let (changes, decoded) = (&mut changes[..padded], &mut decoded[..padded]);
         self.sums.resize(padded, 0.0);
-        for (sum, (z, change)) in self.sums.iter_mut().zip(logits.iter().zip(changes.iter())) {
-            *sum = f64::from(*z) + f64::from(*change);
-        }
+        add_changes(logits, changes, &mut self.sums);
+        // A softcap leaves the order as it is, but rounds logits to others; so what is ranked are the products.
         let [before, after] = &mut self.tops;
         largest(logits, f32::NEG_INFINITY, top, before);
         largest(&self.sums, f64::NEG_INFINITY, top, after);
         let common = before.iter().filter(|token| after.contains(token)).count();
         seen.agreement = common as f64 / before.len().max(1) as f64;
+        if rule.cap_changes(&logits[visible.clone()], &mut changes[visible.clone()]) {
+            rule.cap(&mut logits[visible]);
+            add_changes(logits, changes, &mut self.sums);
+        }
         let normalizer = self.row.soften(logits);
         self.row.change(normalizer, &self.sums, changes, decoded, &mut seen);
         Some(seen)
+    }
+}
+
+/// Changed logits.
+#[inline(always)]
+fn add_changes(logits: &[f32], changes: &[f32], sums: &mut [f64]) {
+    for (sum, (z, change)) in sums.iter_mut().zip(logits.iter().zip(changes)) {
+        *sum = f64::from(*z) + f64::from(*change);
     }
 }
 

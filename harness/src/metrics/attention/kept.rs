@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::panels::{Columns, PANEL, Side};
-use super::rule::Softcap;
+use super::rule::Rule;
 use super::softmax::{LANES, Row, all_finite};
 use super::{Geometry, LayerInput, Query, Sides, add_outputs, columns, products, side};
 use crate::dump::AttentionFacts;
@@ -231,7 +231,7 @@ impl WithSimd for Block<'_> {
         let masses: Vec<Option<(f64, usize)>> = queries
             .iter()
             .zip(rows.chunks_exact_mut(live.len().max(1)))
-            .map(|(query, out)| scratch.attend(query, tokens.start, width, geometry.rule.softcap, live, out))
+            .map(|(query, out)| scratch.attend(query, tokens.start, width, &geometry.rule, live, out))
             .collect();
         let dim = geometry.value_dim.next_multiple_of(PANEL);
         let Scratch { full, changes, outputs, errors, .. } = scratch;
@@ -278,34 +278,32 @@ impl Scratch {
         query: &Query,
         start: usize,
         width: usize,
-        softcap: Option<Softcap>,
+        rule: &Rule,
         live: &[u32],
         out: &mut [f32],
     ) -> Option<(f64, usize)> {
         let row = query.token * width..(query.token + 1) * width;
         let (full, changes) = (&mut self.full[row.clone()], &mut self.changes[row]);
-        let sees = query.sees.start - start..query.sees.end - start;
+        let visible = query.sees.start - start..query.sees.end - start;
         let before = |token: usize| live.partition_point(|position| (*position as usize) < token);
         let seen = before(query.sees.start)..before(query.sees.end);
         let held = seen.len();
-        if held == 0 || !all_finite(&full[sees.clone()]) {
+        if held == 0 || !all_finite(&full[visible.clone()]) {
             full.fill(0.0);
             return None;
         }
-        if let Some(softcap) = softcap {
-            softcap.cap(&mut full[sees.clone()]);
-        }
+        rule.cap(&mut full[visible.clone()]);
         let (live, out) = (&live[seen.clone()], &mut out[seen]);
         self.live.clear();
         self.live.extend(live.iter().map(|position| full[*position as usize - start]));
         self.live.resize(held.next_multiple_of(LANES), f32::NEG_INFINITY);
-        let padded = sees.end.next_multiple_of(LANES);
-        full[..sees.start].fill(f32::NEG_INFINITY);
-        full[sees.end..padded].fill(f32::NEG_INFINITY);
+        let padded = visible.end.next_multiple_of(LANES);
+        full[..visible.start].fill(f32::NEG_INFINITY);
+        full[visible.end..padded].fill(f32::NEG_INFINITY);
         full[padded..].fill(0.0);
         self.row.soften(&mut full[..padded]);
-        if held == sees.len() {
-            out.copy_from_slice(&full[sees]);
+        if held == visible.len() {
+            out.copy_from_slice(&full[visible]);
             return Some((1.0, held));
         }
         self.row.soften(&mut self.live);
@@ -418,7 +416,7 @@ mod tests {
                 for (got, expected) in got.iter().zip(expected) {
                     assert!((f64::from(*got) - expected).abs() < 1e-6, "{got} {expected}");
                 }
-                let own: f64 = seen.iter().map(|token| full[*token]).sum();
+                let own: f64 = seen.iter().map(|token| full[*token - nearest]).sum();
                 mass += own;
                 least = least.min(own);
                 squares += output.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum::<f64>();

@@ -11,7 +11,7 @@ use crate::dump::AttentionFacts;
 pub(super) struct Rule {
     /// What products are multiplied with.
     pub scale: f32,
-    pub softcap: Option<Softcap>,
+    softcap: Option<Softcap>,
     /// How far a query sees.
     window: Option<u64>,
 }
@@ -26,6 +26,22 @@ impl Rule {
             .map_or(Ok(()), |facts| facts.check())
             .map_err(|message| Error::invalid_input(message).context("attention"))?;
         Ok(Self { scale: scale as f32, softcap: softcap.map(Softcap), window })
+    }
+
+    /// Turns finite products into logits, where there is a softcap.
+    #[inline(always)]
+    pub(super) fn cap(&self, products: &mut [f32]) {
+        if let Some(softcap) = self.softcap {
+            softcap.cap(products);
+        }
+    }
+
+    /// Turns finite changes of products into changes of logits, where there is a softcap; says whether there is.
+    #[inline(always)]
+    pub(super) fn cap_changes(&self, products: &[f32], changes: &mut [f32]) -> bool {
+        let Some(softcap) = self.softcap else { return false };
+        softcap.cap_changes(products, changes);
+        true
     }
 
     /// Tokens in front of those that a query at a position sees, where `up_to` counts the tokens up to a position.
@@ -43,12 +59,12 @@ impl Rule {
 ///
 /// with the sign of `d`. So no change gives exactly zero, and a small one keeps its digits wherever on the curve it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Softcap(f64);
+struct Softcap(f64);
 
 impl Softcap {
     /// Turns finite products, already scaled, into logits.
     #[inline(always)]
-    pub(super) fn cap(self, logits: &mut [f32]) {
+    fn cap(self, logits: &mut [f32]) {
         let inverse = 1.0 / self.0;
         for logit in logits {
             let b = f64::from(*logit) * inverse;
@@ -59,7 +75,7 @@ impl Softcap {
 
     /// Turns finite changes of products, before these are capped, into changes of logits.
     #[inline(always)]
-    pub(super) fn cap_changes(self, products: &[f32], changes: &mut [f32]) {
+    fn cap_changes(self, products: &[f32], changes: &mut [f32]) {
         let inverse = 1.0 / self.0;
         for (product, change) in products.iter().zip(changes) {
             let (b, d) = (f64::from(*product) * inverse, f64::from(*change) * inverse);
@@ -115,9 +131,9 @@ mod tests {
             assert!(close(changed(product, change), 2.0 * ((b + d).tanh() - b.tanh())), "{product} {change}");
         }
         for product in [0.0, 5.0, -1e30] {
-            assert!(changed(product, 0.0) == 0.0);
+            assert_eq!(changed(product, 0.0).abs().to_bits(), 0);
         }
-        assert!(changed(1e30, -1e30) == -2.0 && changed(1e30, 1e30) == 0.0);
+        assert_eq!((changed(1e30, -1e30), changed(1e30, 1e30)), (-2.0, 0.0));
     }
 
     #[test]

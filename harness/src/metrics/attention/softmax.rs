@@ -265,6 +265,6 @@ mod tests {
         for x in [1e-300, 1e-9, -3e-5, 0.4, -0.5, -2.0, 30.0_f64] {
             assert!((expm1(x) / x.exp_m1() - 1.0).abs() <= 4.0 * f64::EPSILON, "{x}");
         }
-        assert!(expm1(f64::NEG_INFINITY) == -1.0 && expm1(0.0) == 0.0);
+        assert_eq!((expm1(f64::NEG_INFINITY), expm1(0.0)), (-1.0, 0.0));
     }
 }

@@ -226,8 +226,8 @@ fn groups_of_heads_gaps_and_several_entries_follow_the_textbook() {
 }
 
 /// Facts of a layer.
-fn facts(scale: f64, softcap: Option<f64>, window: Option<u64>) -> Option<AttentionFacts> {
-    Some(AttentionFacts { scale, softcap, window })
+fn facts(scale: f64, softcap: Option<f64>, window: Option<u64>) -> AttentionFacts {
+    AttentionFacts { scale, softcap, window }
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn scale_softcap_and_window_follow_the_textbook_with_groups_and_gaps() {
         facts(0.25, None, Some(33)),
     ] {
         let case = case(&[(0, 9), (9, 1), (10, 1), (40, 43), (90, 2)], (6, 2), [16, 5], DType::F16);
-        Case { facts, ..case }.check();
+        Case { facts: Some(facts), ..case }.check();
     }
 }
 
@@ -248,7 +248,7 @@ fn scale_softcap_and_window_follow_the_textbook_with_groups_and_gaps() {
 fn windows_begin_within_panels_blocks_and_sections() {
     for window in [7, SECTION as u64 + 20] {
         let case = case(&[(0, 2 * SECTION + 21)], (2, 1), [4, 17], DType::F16);
-        Case { facts: facts(0.5, None, Some(window)), ..case }.check();
+        Case { facts: Some(facts(0.5, None, Some(window))), ..case }.check();
     }
 }
 
@@ -257,10 +257,10 @@ fn usual_facts_and_windows_that_hide_nothing_change_no_bit() {
     let mut case = case(&[(0, 70), (80, 3)], (4, 2), [16, 16], DType::F16);
     let expected = case.replay(AttentionOptions::default()).unwrap();
     for facts in [facts(0.25, None, None), facts(0.25, None, Some(83)), facts(0.25, None, Some(u64::MAX))] {
-        case.facts = facts;
+        case.facts = Some(facts);
         assert_eq!(case.replay(AttentionOptions::default()).unwrap(), expected);
     }
-    case.facts = facts(0.25, None, Some(82));
+    case.facts = Some(facts(0.25, None, Some(82)));
     assert_ne!(case.replay(AttentionOptions::default()).unwrap(), expected);
 }
 
@@ -353,7 +353,7 @@ fn changes_below_the_rounding_of_probabilities_keep_their_digits() {
 fn changes_under_a_softcap_keep_their_digits() {
     // A logit of 3 under a cap of 1 is nearly flat: δ becomes δ (1 - tanh² 3) = 0.00986 δ, and KL = p (1 - p) δ² / 2.
     let mut case = two_tokens([0.0, 3.0], [0.0, 3.0 + 2f32.powi(-20)], [0.0, 1.0], [0.0, 1.0]);
-    case.facts = facts(1.0, Some(1.0), None);
+    case.facts = Some(facts(1.0, Some(1.0), None));
     let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
     let (logit, delta) = (3f64.tanh(), 2f64.powi(-20) / 3f64.cosh().powi(2));
     let p = 1.0 / (1.0 + logit.exp());
@@ -370,13 +370,13 @@ fn changes_under_a_softcap_keep_their_digits() {
 fn what_is_not_finite_outside_the_window_is_not_seen() {
     let lost = [f32::NAN, 1.0];
     let mut case = two_tokens(lost, [f32::INFINITY, 1.0], [f32::NEG_INFINITY, 2.0], [f32::NAN, 1.0]);
-    case.facts = facts(1.0, None, Some(1));
+    case.facts = Some(facts(1.0, None, Some(1)));
     let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
     assert_eq!((error.queries, error.undefined, error.broken), (1, 1, 0));
     assert_eq!((error.kl_max, error.output_error), (0.0, 0.5));
     // A cap does not make an infinite product a finite logit.
     let mut case = two_tokens([0.0, 1.0], [0.0, f32::INFINITY], [1.0, 2.0], [1.0, 2.0]);
-    case.facts = facts(1.0, Some(5.0), None);
+    case.facts = Some(facts(1.0, Some(5.0), None));
     let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
     assert_eq!((error.broken, error.kl_max), (1, f64::INFINITY));
 }
@@ -396,7 +396,7 @@ fn most_attended_tokens_are_those_of_the_first_positions_among_equals() {
 #[test]
 fn threads_change_nothing() {
     let mut case = case(&[(0, 300)], (6, 2), [16, 16], DType::F16);
-    case.facts = facts(0.25, Some(4.0), Some(100));
+    case.facts = Some(facts(0.25, Some(4.0), Some(100)));
     let with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| case.replay(AttentionOptions::default()).unwrap())
@@ -480,7 +480,7 @@ fn errors_name_expected_and_got() {
     assert_eq!(message(&case), (ErrorKind::ShapeMismatch, expected.to_owned()));
 
     let mut case = good();
-    case.facts = facts(-1.0, None, None);
+    case.facts = Some(facts(-1.0, None, None));
     let expected = "attention: expected a positive `scale` in the range of f32, got -1";
     assert_eq!(message(&case), (ErrorKind::InvalidInput, expected.to_owned()));
 
