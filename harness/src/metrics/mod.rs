@@ -28,7 +28,8 @@
 //! # Error of attention
 //! For a query `q` at position `t` and the cached tokens `i` at positions up to `t`: `z_i = q·k_i / √dim`, `p = softmax(z)`, `o = Σ p_i v_i`;
 //! with decoded keys and values they are `z'`, `p'` and `o'`. Where the dump states them for a layer, its `scale` stands for `1 / √dim`, a
-//! `softcap` `c` makes `z_i = c·tanh(scale·q·k_i / c)`, and with a `window` `w` a query sees the tokens at positions above `t - w` alone. `P` is the set of pairs of a query and a token that it sees, `Q` that of queries.
+//! `softcap` `c` makes `z_i = c·tanh(scale·q·k_i / c)`, and with a `window` `w` a query sees the tokens at positions above `t - w` alone.
+//! `P` is the set of pairs of a query and a token that it sees, `Q` that of queries.
 //!
 //! | Number | Definition | Unit | Exact |
 //! |---|---|---|---|
