@@ -1,5 +1,6 @@
 //! Cross-crate tests: whole pipelines through the command line, bad input, configs, and the reference's own outputs.
 
+mod attention;
 mod bad_input;
 mod browser;
 mod configs;

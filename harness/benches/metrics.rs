@@ -63,6 +63,7 @@ fn attention(criterion: &mut Criterion) {
             key: Sides { original: &original, decoded: key },
             value: Sides { original: &original, decoded: value },
             queries: &[Queries { first: 0, chunk: chunk(q, &queries) }],
+            facts: None,
         };
         group.bench_function(name, |b| b.iter(|| attention.layer(black_box(&input)).unwrap()));
     }

@@ -156,7 +156,7 @@ fn play(policy: &dyn EvictionPolicy, layer: &Layer, layers: u32, step: usize) ->
         (map(|entry| Some(&entry.key))?, map(|entry| Some(&entry.value))?, map(|entry| entry.query.as_ref())?);
     let queries = chunks(&queries)?;
     let shape = queries.first().ok_or_else(|| Error::invalid_input("expected entries, got none"))?.shape();
-    let attention = KeptAttention::new(&chunks(&keys)?, &chunks(&values)?, shape.heads)?;
+    let attention = KeptAttention::new(&chunks(&keys)?, &chunks(&values)?, shape.heads, layer.facts.attention)?;
     let kv_heads = attention.kv_heads();
     let geometry = CacheGeometry { layer: layer.id, layers, q_heads: shape.heads, kv_heads, dim: shape.dim };
     let mut session = policy.session(&geometry)?;

@@ -213,7 +213,7 @@ fn decode_to(container: &Container<File>, pipeline: &Pipeline, folder: &Path) ->
                 });
                 tokens_before += entry.span.seq;
             }
-            dump_layers.push(Layer { id, entries });
+            dump_layers.push(Layer { id, entries, ..Layer::default() });
         }
         result.push(Run { name: run.name.clone(), rope: run.rope.clone(), layers: dump_layers });
     }

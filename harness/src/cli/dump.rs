@@ -150,7 +150,7 @@ fn parse_rope(text: &str) -> Result<Rope> {
 
 fn convert(args: &ConvertArgs, json: bool) -> Result<Status> {
     let (mut source, opened) = args.select.open(&args.source)?;
-    for run in &mut source.runs {
+    for run in source.runs.iter_mut().filter(|run| run.layers.iter().all(|layer| layer.facts.rope.is_none())) {
         run.rope = run.rope.take().or_else(|| args.rope.clone());
     }
     let options = ConvertOptions {

@@ -74,6 +74,7 @@ fn layer(attention: &Attention, layer: &Layer, decoded_keys: &[u8], decoded_valu
         key: Sides { original: &chunks(&keys)?, decoded: &[joined(&keys, decoded_keys)?] },
         value: Sides { original: &chunks(&values)?, decoded: &[joined(&values, decoded_values)?] },
         queries: &queries,
+        facts: layer.facts.attention,
     })
 }
 

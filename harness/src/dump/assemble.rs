@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gearbox_core::{DType, Rope};
+use serde_json::Value;
 
 use super::open::{Candidate, Defect};
-use super::{Entry, Findings, Layer, Reason, Run, Tensor};
+use super::{AttentionFacts, Entry, Findings, Layer, LayerFacts, Reason, Run, Tensor};
 
 /// Sorts candidates into runs and layers; entries that clash with an earlier one become findings.
 pub(super) fn assemble(candidates: Vec<Candidate>, findings: &mut Findings) -> Vec<Run> {
@@ -28,22 +29,25 @@ fn run(name: String, layers: BTreeMap<u32, Vec<Candidate>>, findings: &mut Findi
             let key = |c: &Candidate| (c.entry.start, Reverse(c.entry.seq));
             key(a).cmp(&key(b)).then_with(|| a.entry.place.cmp(&b.entry.place))
         });
-        let mut layer = Layer { id, entries: Vec::new() };
-        let mut kinds = Kinds::default();
-        for Candidate { rope, entry, .. } in candidates {
+        let mut layer = Layer { id, ..Layer::default() };
+        let (mut kinds, mut own) = (Kinds::default(), OwnFacts::default());
+        for Candidate { rope, facts: stated, entry, .. } in candidates {
             let checked = check_range(layer.entries.last(), &entry)
                 .and_then(|()| kinds.check(&entry))
-                .and_then(|()| facts.check(rope.as_ref(), &entry));
+                .and_then(|()| own.check(&stated))
+                .and_then(|()| facts.check(rope.as_ref(), &stated, &entry));
             match checked {
                 Ok(()) => {
                     kinds.learn(&entry);
-                    facts.learn(rope, &entry);
+                    facts.learn(rope, &stated, &entry);
+                    own.learn(stated, &entry);
                     layer.entries.push(entry);
                 }
                 Err(defect) => findings.push(defect.reason, entry.place, defect.message),
             }
         }
-        if !layer.entries.is_empty() {
+        if let Some(entry) = layer.entries.first() {
+            layer.facts = own.facts().without_usual(entry.key.shape.dim);
             run.layers.push(layer);
         }
     }
@@ -106,16 +110,64 @@ impl Kinds {
 /// A fact and the place that stated it.
 type Stated<T> = (T, String);
 
+/// What the entries of a layer must agree on besides, with the place that said it first.
+#[derive(Default)]
+struct OwnFacts {
+    attention: Option<Stated<AttentionFacts>>,
+    rope: Option<Stated<Value>>,
+}
+
+impl OwnFacts {
+    fn check(&self, stated: &LayerFacts) -> Result<(), Defect> {
+        let differs = |place: &str, first: String, got: String| {
+            Err(Defect::new(Reason::FactsDifferInLayer, format!("expected {first} as in {place}, got {got}")))
+        };
+        if let (Some(got), Some((first, place))) = (&stated.attention, &self.attention)
+            && got != first
+        {
+            return differs(place, format!("attention with {first}"), got.to_string());
+        }
+        if let (Some(got), Some((first, place))) = (&stated.rope, &self.rope)
+            && got != first
+        {
+            return differs(place, format!("the rotation {first}"), got.to_string());
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, stated: LayerFacts, entry: &Entry) {
+        let place = || entry.place.clone();
+        if let (None, Some(attention)) = (&self.attention, stated.attention) {
+            self.attention = Some((attention, place()));
+        }
+        if let (None, Some(rope)) = (&self.rope, stated.rope) {
+            self.rope = Some((rope, place()));
+        }
+    }
+
+    fn facts(self) -> LayerFacts {
+        let attention = self.attention.map(|(attention, _)| attention);
+        LayerFacts { attention, rope: self.rope.map(|(rope, _)| rope) }
+    }
+}
+
 /// What all entries of a run must agree on, with the place that said it first.
 #[derive(Default)]
 struct Facts {
     rope: Option<Stated<Rope>>,
+    /// An entry that states a rotation of its layer alone.
+    rope_layer: Option<String>,
     /// By first position and number of tokens.
     tokens: BTreeMap<(u64, usize), Stated<Arc<[u32]>>>,
 }
 
 impl Facts {
-    fn check(&self, rope: Option<&Rope>, entry: &Entry) -> Result<(), Defect> {
+    fn check(&self, rope: Option<&Rope>, stated: &LayerFacts, entry: &Entry) -> Result<(), Defect> {
+        let of_all = self.rope.as_ref().map(|(_, place)| place).filter(|_| stated.rope.is_some());
+        if let Some(place) = of_all.or(self.rope_layer.as_ref().filter(|_| rope.is_some())) {
+            let message = format!("expected a rotation of all layers or one of each as in {place}, got the other");
+            return Err(Defect::new(Reason::RopeDiffersInRun, message));
+        }
         if let (Some(rope), Some((first, place))) = (rope, &self.rope)
             && rope != first
         {
@@ -132,7 +184,10 @@ impl Facts {
         Ok(())
     }
 
-    fn learn(&mut self, rope: Option<Rope>, entry: &Entry) {
+    fn learn(&mut self, rope: Option<Rope>, stated: &LayerFacts, entry: &Entry) {
+        if stated.rope.is_some() && self.rope_layer.is_none() {
+            self.rope_layer = Some(entry.place.clone());
+        }
         if let (None, Some(rope)) = (&self.rope, rope) {
             self.rope = Some((rope, entry.place.clone()));
         }

@@ -4,7 +4,7 @@ use gearbox_core::{DType, Result, ResultExt};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Dump, Entry, Findings, Reason, Tensor};
+use super::{AttentionFacts, Dump, Entry, Findings, Reason, Tensor};
 
 impl Dump {
     /// Reads every tensor and reports those that hold NaN or infinite values, in sorted order.
@@ -22,8 +22,8 @@ impl Dump {
 
     /// The xxh3-128 of everything an experiment can see, in hexadecimal.
     ///
-    /// Covers run names, rotations, layers, ranges, stages, token ids, element types, shapes and the bytes of keys, values and
-    /// queries in logical order. File names and formats do not matter: a converted copy with the same elements has the same digest.
+    /// Covers run names, rotations, layers, ranges, stages, token ids, element types, shapes, the bytes of keys, values and
+    /// queries in logical order, and the attention of layers where it is not the usual one. File names and formats do not matter: a converted copy with the same elements has the same digest.
     ///
     /// # Errors
     /// Those of [`Tensor::map`], with the place of the entry.
@@ -44,6 +44,7 @@ impl Dump {
                 }
             }
         }
+        hash.attention(self);
         Ok(format!("{:032x}", hash.0.digest128()))
     }
 }
@@ -59,6 +60,22 @@ impl Hash {
     fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.0.update(text.as_bytes());
+    }
+
+    /// Adds nothing where attention is the usual one, so that such dumps keep the digest that they had before it could be told.
+    fn attention(&mut self, dump: &Dump) {
+        for (number, run) in dump.runs.iter().enumerate() {
+            for layer in &run.layers {
+                let Some(AttentionFacts { scale, softcap, window }) = layer.facts.attention else { continue };
+                self.text("attention");
+                self.number(number as u64);
+                self.number(layer.id.into());
+                // No softcap or window is 0, so 0 says that there is none.
+                for number in [scale.to_bits(), softcap.unwrap_or(0.0).to_bits(), window.unwrap_or(0)] {
+                    self.number(number);
+                }
+            }
+        }
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
@@ -133,6 +150,8 @@ fn count(words: impl Iterator<Item = u32>, infinity: u32) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::super::samples::{Sample, open};
     use super::*;
 
@@ -191,6 +210,9 @@ mod tests {
         assert_eq!(first, digest(|_| {}), "another folder");
         assert_eq!(first.len(), 32);
         assert_eq!(first, digest(|sample| sample.set("flash_attention", true)), "a key no experiment sees");
+        let usual =
+            |sample: &mut Sample| sample.set("attention", json!({"scale": 0.5, "softcap": null, "window": null}));
+        assert_eq!(first, digest(usual), "the usual attention of four channels");
         for (what, other) in [
             ("bytes", digest(|sample| sample.value[5] ^= 1)),
             ("run", digest(|sample| sample.set("run_id", "other"))),
@@ -199,6 +221,9 @@ mod tests {
             ("stage", digest(|sample| sample.set("stage", "decode"))),
             ("dtype", digest(|sample| sample.set("dtype", "bf16"))),
             ("tokens", digest(|sample| sample.set("tokens", vec![1, 2, 3]))),
+            ("attention", digest(|sample| sample.set("attention", json!({"scale": 0.5, "softcap": 50.0})))),
+            ("window", digest(|sample| sample.set("attention", json!({"scale": 0.5, "window": 50})))),
+            ("scale", digest(|sample| sample.set("attention", json!({"scale": 1.0})))),
             (
                 "heads",
                 digest(|sample| {

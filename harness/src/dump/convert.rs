@@ -84,7 +84,7 @@ impl fmt::Display for ConvertReport {
 /// refused as a whole; a destination that ends in `.safetensors` is the file of a single run. Whatever fails is reported and the
 /// rest goes on.
 ///
-/// Queries, token ids and the rotation are carried over. Other keys of meta files survive from the reference layout to itself, other
+/// Queries, token ids, the rotation and the facts of layers are carried over. Other keys of meta files survive from the reference layout to itself, other
 /// metadata strings from safetensors to itself.
 ///
 /// # Errors
@@ -220,7 +220,7 @@ struct ReferenceTarget<'a> {
 }
 
 impl<'a> ReferenceTarget<'a> {
-    fn new(root: &Path, options: ConvertOptions, run: &'a Run, layer: &Layer, entry: &'a Entry) -> Self {
+    fn new(root: &Path, options: ConvertOptions, run: &'a Run, layer: &'a Layer, entry: &'a Entry) -> Self {
         Self {
             options,
             entry,
@@ -235,6 +235,8 @@ impl<'a> ReferenceTarget<'a> {
                 query_heads: entry.query.as_ref().map(|query| query.shape.heads),
                 tokens: entry.tokens.as_deref(),
                 rope: run.rope.as_ref(),
+                attention: layer.facts.attention,
+                rope_layer: layer.facts.rope.as_ref(),
             },
         }
     }
@@ -469,8 +471,10 @@ fn write_run(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::super::samples::{Sample, open};
-    use super::super::{Selection, Stage};
+    use super::super::{LayerFacts, Selection, Stage};
     use super::*;
 
     const TO_F16: ConvertOptions = ConvertOptions {
@@ -704,6 +708,50 @@ mod tests {
             assert_eq!(copy.digest().unwrap(), digest, "{}", path.display());
         }
         assert_eq!(tree(&paths[0]).len(), 16);
+    }
+
+    #[test]
+    fn facts_of_layers_are_kept_in_both_formats() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("in");
+        source(&from);
+        let mut sample = Sample::new(&from);
+        sample.set("attention", json!({"scale": 0.25, "softcap": 30.0, "window": 2}));
+        sample.set("rope_layer", json!({"pairing": "half-split", "theta": 1e6, "rotary_dim": 4}));
+        sample.set("layer_id", 2);
+        for (start, seq) in [(0, 3), (3, 1)] {
+            sample.range(start, seq);
+            sample.set("stage", if start == 0 { "prefill" } else { "decode" });
+            sample.extend();
+            sample.write();
+        }
+        let dump = open(&from);
+        assert!(dump.findings.list.is_empty(), "{}", dump.findings);
+        let facts = |dump: &Dump| dump.runs[0].layers.iter().map(|layer| layer.facts.clone()).collect::<Vec<_>>();
+        let expected = facts(&dump);
+        assert_eq!(expected[..2], [LayerFacts::default(), LayerFacts::default()]);
+        assert_eq!(expected[2].attention.unwrap().to_string(), "scale 0.25, softcap 30, window 2");
+        let paths = ["reference", "safetensors", "back", "again"].map(|name| folder.path().join(name));
+        convert(&dump, &paths[0], &KEEP).unwrap();
+        convert(&dump, &paths[1], &SAFETENSORS).unwrap();
+        convert(&open(&paths[1]), &paths[2], &KEEP).unwrap();
+        convert(&open(&paths[1]), &paths[3], &SAFETENSORS).unwrap();
+        for path in &paths {
+            let copy = open(path);
+            assert!(copy.findings.list.is_empty(), "{}", copy.findings);
+            assert_eq!((facts(&copy), copy.digest().unwrap()), (expected.clone(), dump.digest().unwrap()));
+        }
+        assert_eq!(tree(&paths[1]), tree(&paths[3]));
+
+        // The first layer alone is as usual, so that nothing is said of it.
+        let mut usual = open(&from);
+        usual.runs[0].layers.truncate(2);
+        let path = folder.path().join("usual.safetensors");
+        convert(&usual, &path, &SAFETENSORS).unwrap();
+        let text = fs::read(&path).unwrap();
+        for key in ["attention", "rope_layers"] {
+            assert!(!text.windows(key.len()).any(|window| window == key.as_bytes()), "{key}");
+        }
     }
 
     #[test]

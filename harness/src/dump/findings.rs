@@ -80,6 +80,8 @@ reasons! {
     TokensDifferInRun = "tokens-differ-in-run", true;
     /// Two entries of a run state different rotations.
     RopeDiffersInRun = "rope-differs-in-run", true;
+    /// Two entries of a layer state different attention or rotations.
+    FactsDifferInLayer = "facts-differ-in-layer", true;
     /// A safetensors file breaks its format or the naming of dumps.
     SafetensorsInvalid = "safetensors-invalid", true;
     /// A tensor holds NaN or infinite values; found by reading all of it.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Dropped, Dump, Run, Stage};
+use super::{AttentionFacts, Dropped, Dump, Run, Stage};
 
 /// An overview of a dump.
 #[derive(Clone, Debug, Serialize)]
@@ -47,8 +47,21 @@ pub struct RunInfo {
     pub token_ids: bool,
     /// Whether the rotation is known.
     pub rope: bool,
+    /// Attention that is not the usual one, with the layers that attend so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attention: Vec<AttentionInfo>,
     /// Bytes of keys and values.
     pub original_bytes: u64,
+}
+
+/// Layers that attend alike.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttentionInfo {
+    /// How they attend.
+    #[serde(flatten)]
+    pub facts: AttentionFacts,
+    /// The layers, ascending.
+    pub layers: Vec<u32>,
 }
 
 impl Dump {
@@ -81,6 +94,14 @@ impl RunInfo {
             .collect();
         let query_heads: BTreeSet<usize> =
             entries().filter_map(|entry| entry.query.as_ref()).map(|query| query.shape.heads).collect();
+        let mut attention: Vec<AttentionInfo> = Vec::new();
+        for layer in &run.layers {
+            let Some(facts) = layer.facts.attention else { continue };
+            match attention.iter_mut().find(|info| info.facts == facts) {
+                Some(info) => info.layers.push(layer.id),
+                None => attention.push(AttentionInfo { facts, layers: vec![layer.id] }),
+            }
+        }
         Self {
             run: run.name.clone(),
             layers: run.layers.len(),
@@ -91,13 +112,14 @@ impl RunInfo {
             tensors: tensors.into_iter().collect(),
             query_heads: query_heads.into_iter().collect(),
             token_ids: entries().all(|entry| entry.tokens.is_some()),
-            rope: run.rope.is_some(),
+            rope: run.rope.is_some() || run.layers.iter().any(|layer| layer.facts.rope.is_some()),
+            attention,
             original_bytes: entries().map(super::Entry::original_bytes).sum(),
         }
     }
 }
 
-/// A table with one line per run and a line of totals.
+/// A table with one line per run, one of its attention where that is not the usual one, and a line of totals.
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.runs.iter().map(|run| run.run.len()).max().unwrap_or_default().max(3);
@@ -128,6 +150,11 @@ impl fmt::Display for Info {
             );
             writeln!(f, "{}", row.trim_end())?;
         }
+        for run in self.runs.iter().filter(|run| !run.attention.is_empty()) {
+            let of = |info: &AttentionInfo| format!("{} in {} of {} layers", info.facts, info.layers.len(), run.layers);
+            let all: Vec<_> = run.attention.iter().map(of).collect();
+            writeln!(f, "attention of {}: {}", run.run, all.join("; "))?;
+        }
         write!(f, "{} entries, {} bytes of keys and values", self.entries, self.original_bytes)?;
         for (count, what) in [(self.bad, "bad"), (self.notices, "notices"), (self.dropped.total(), "filtered out")] {
             if count > 0 {
@@ -140,6 +167,8 @@ impl fmt::Display for Info {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::super::samples::{Sample, open};
 
     #[test]
@@ -158,5 +187,16 @@ mod tests {
              2 entries, 192 bytes of keys and values\n"
         );
         assert!(!info.runs[0].token_ids, "one layer does not name them");
+
+        sample.set("layer_id", 2);
+        sample.set("attention", json!({"scale": 0.5, "softcap": 50.0, "window": 2}));
+        sample.write();
+        sample.set("layer_id", 4);
+        sample.write();
+        let info = open(folder.path()).info();
+        let line = "attention of sample: scale 0.5, softcap 50, window 2 in 2 of 4 layers";
+        assert_eq!(info.to_string().lines().nth(2), Some(line));
+        let attention = json!([{"scale": 0.5, "softcap": 50.0, "window": 2, "layers": [2, 4]}]);
+        assert_eq!(json!(info.runs[0])["attention"], attention);
     }
 }

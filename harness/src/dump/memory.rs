@@ -7,7 +7,9 @@ use std::sync::Arc;
 use gearbox_core::{Chunk, Error, Result, Role};
 
 use super::open::Candidate;
-use super::{Dropped, Dump, Entry, Findings, Layout, NewEntry, Selection, Tensor, assemble, check_run_name};
+use super::{
+    Dropped, Dump, Entry, Findings, LayerFacts, Layout, NewEntry, Selection, Tensor, assemble, check_run_name,
+};
 
 /// Keys and values in memory, or only one of them.
 ///
@@ -69,6 +71,7 @@ impl<'a> Arrays<'a> {
                 run: entry.run.to_owned(),
                 layer: entry.layer,
                 rope: entry.rope.cloned(),
+                facts: LayerFacts { attention: entry.attention, rope: None },
                 entry: Entry {
                     stage: entry.stage,
                     start: entry.start,

@@ -32,6 +32,7 @@ use gearbox_core::{DType, Error, Result, Role, Rope, Shape, Span};
 mod assemble;
 mod content;
 mod convert;
+mod facts;
 mod findings;
 mod info;
 mod map;
@@ -47,8 +48,9 @@ mod samples;
 mod write;
 
 pub use convert::{ConvertOptions, ConvertReport, Format, convert};
+pub use facts::{AttentionFacts, LayerFacts};
 pub use findings::{Finding, Findings, Reason};
-pub use info::{Info, RunInfo};
+pub use info::{AttentionInfo, Info, RunInfo};
 pub use map::Mapped;
 pub(crate) use map::map_shared;
 pub use memory::Arrays;
@@ -78,17 +80,19 @@ pub struct Dump {
 pub struct Run {
     /// Name, `[A-Za-z0-9._-]+`.
     pub name: String,
-    /// How the model rotated keys and queries, if the dump says so.
+    /// How the model rotated keys and queries in all layers, if the dump says so.
     pub rope: Option<Rope>,
     /// Layers, ascending by id.
     pub layers: Vec<Layer>,
 }
 
 /// One layer of one request.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Layer {
     /// Layer of the model.
     pub id: u32,
+    /// What the dump says of the layer alone.
+    pub facts: LayerFacts,
     /// Entries, ascending and without overlap; all have the same heads, dim and dtype per role.
     pub entries: Vec<Entry>,
 }

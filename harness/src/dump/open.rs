@@ -8,7 +8,7 @@ use std::sync::Arc;
 use gearbox_core::{Error, Result, Rope, Stage};
 use serde::{Deserialize, Serialize};
 
-use super::{Dump, Entry, Findings, Reason, assemble, packed, reference, safetensors};
+use super::{Dump, Entry, Findings, LayerFacts, Reason, assemble, packed, reference, safetensors};
 
 /// Which entries of a dump are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,7 @@ pub(super) struct Candidate {
     pub run: String,
     pub layer: u32,
     pub rope: Option<Rope>,
+    pub facts: LayerFacts,
     pub entry: Entry,
 }
 
@@ -285,6 +286,27 @@ mod tests {
             |s| put(s, "rope", json!({"pairing": "adjacent", "theta": 1e4, "rotary_dim": 6})),
             Reason::MetaValueInvalid,
             "`rotary_dim` from 2 to 4, got 6",
+        ),
+        (
+            "attention without scale",
+            |s| put(s, "attention", json!({"window": 4})),
+            Reason::MetaValueInvalid,
+            "`attention`: missing field `scale`",
+        ),
+        (
+            "no window",
+            |s| put(s, "attention", json!({"scale": 1.0, "window": 0})),
+            Reason::MetaValueInvalid,
+            "`attention`: expected a `window` of at least 1, got 0",
+        ),
+        (
+            "two rotations",
+            |s| {
+                put(s, "rope", json!({"pairing": "adjacent", "theta": 1e4, "rotary_dim": 4}));
+                put(s, "rope_layer", json!({"rope_type": "yarn"}));
+            },
+            Reason::MetaValueInvalid,
+            "`rope_layer`: expected none beside `rope`",
         ),
         ("eight bytes", |s| put(s, "bytes_per_elem", 8), Reason::UnsupportedElementSize, "expected 2 or 4, got 8"),
         ("fp32 of two bytes", |s| put(s, "dtype", "fp32"), Reason::DtypeContradictsSize, "expected 4 for f32, got 2"),
@@ -602,6 +624,31 @@ mod tests {
         let dump = open(folder.path());
         assert_eq!(reasons(&dump.findings), [Reason::RopeDiffersInRun]);
         assert_eq!(dump.runs[0].rope.as_ref().unwrap().theta.to_bits(), 1e4_f64.to_bits());
+    }
+
+    #[test]
+    fn entries_of_a_layer_must_agree_on_its_facts() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sample = Sample::new(folder.path());
+        let attention = [None, Some(json!({"scale": 0.5})), None, Some(json!({"scale": 0.5, "window": 3}))];
+        for (start, attention) in (0..).zip(attention) {
+            sample.range(start, 1);
+            sample.set("attention", attention.unwrap_or_default());
+            sample.set("rope_layer", json!({"rope_type": if start == 2 { "yarn" } else { "longrope" }}));
+            sample.write();
+        }
+        sample.set("layer_id", 1);
+        sample.set("rope_layer", Value::Null);
+        sample.set("rope", json!({"pairing": "adjacent", "theta": 1e4, "rotary_dim": 2}));
+        sample.write();
+        let dump = open(folder.path());
+        let expected = [Reason::FactsDifferInLayer, Reason::FactsDifferInLayer, Reason::RopeDiffersInRun];
+        assert_eq!(reasons(&dump.findings), expected);
+        let messages: Vec<_> = dump.findings.list.iter().map(|finding| finding.message.as_str()).collect();
+        assert!(messages[0].ends_with(r#"meta_t0_1.json, got {"rope_type":"yarn"}"#), "{}", messages[0]);
+        assert!(messages[1].starts_with("expected attention with scale 0.5 as in "), "{}", messages[1]);
+        assert!(messages[1].ends_with("meta_t1_2.json, got scale 0.5, window 3"), "{}", messages[1]);
+        assert_eq!((dump.entries(), &dump.runs[0].rope), (2, &None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use gearbox_core::{DType, Role, Shape, Stage};
 
 use super::open::{Candidate, Defect, Reading, Selection};
 use super::reference::{Fields, check_file, dtype, read_meta};
-use super::{Entry, Layout, Packed, Reason, Tensor};
+use super::{Entry, LayerFacts, Layout, Packed, Reason, Tensor};
 
 struct Snapshot {
     place: String,
@@ -43,13 +43,14 @@ pub(super) fn read(root: &Path, metas: &[PathBuf], selection: &Selection, readin
                 reading.findings.push(Reason::SupersededPacked, place.clone(), message);
                 continue;
             }
-            let facts = (shape.seq, place.clone());
+            let longest = (shape.seq, place.clone());
             match locate(snapshot) {
                 Ok(entry) => {
-                    taken = Some(facts);
-                    reading.candidates.push(Candidate { run: run.clone(), layer, rope: None, entry });
+                    taken = Some(longest);
+                    let facts = LayerFacts::default();
+                    reading.candidates.push(Candidate { run: run.clone(), layer, rope: None, facts, entry });
                 }
-                Err(defect) => reading.findings.push(defect.reason, facts.1, defect.message),
+                Err(defect) => reading.findings.push(defect.reason, longest.1, defect.message),
             }
         }
     }

@@ -1,4 +1,7 @@
 //! Reads the reference layout: one meta file per entry beside its tensor files.
+//!
+//! To the keys of the reference come ours, all of them optional: `q_file` and `q_heads`, `tokens`, `rope`, and two that are of the layer alone,
+//! `attention` (an object of `scale`, `softcap` and `window`, see [`AttentionFacts`](super::AttentionFacts)) and, instead of `rope`, `rope_layer`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +16,7 @@ use serde_json::Value;
 
 use super::meta::Meta;
 use super::open::{Candidate, Defect, Reading, Selection};
-use super::{Entry, Layout, Reason, Tensor};
+use super::{Entry, LayerFacts, Layout, Reason, Tensor};
 
 type Checked<T> = std::result::Result<T, Defect>;
 
@@ -37,6 +40,7 @@ struct Described {
     query: Option<(PathBuf, usize)>,
     tokens: Option<Arc<[u32]>>,
     rope: Option<Rope>,
+    facts: LayerFacts,
 }
 
 /// Reads all entries below `root`.
@@ -124,6 +128,11 @@ fn describe(path: &Path, root: &Path) -> Checked<Described> {
     if let Some(rope) = &rope {
         check_rope(rope, shape.dim).map_err(|message| Defect::new(Reason::MetaValueInvalid, message))?;
     }
+    let facts = LayerFacts { attention: fields.optional("attention")?, rope: fields.optional("rope_layer")? };
+    facts.check(shape.dim).map_err(|message| Defect::new(Reason::MetaValueInvalid, message))?;
+    if rope.is_some() && facts.rope.is_some() {
+        return Err(fields.invalid("rope_layer", "none beside `rope`, the rotation of all layers"));
+    }
     Ok(Described {
         place: path.display().to_string(),
         meta: Arc::from(path),
@@ -139,11 +148,14 @@ fn describe(path: &Path, root: &Path) -> Checked<Described> {
         query,
         tokens: tokens.map(Arc::from),
         rope,
+        facts,
     })
 }
 
 fn locate(entry: Described) -> Checked<Candidate> {
-    let Described { place, meta, run, layer, start, shape, dtype, stage, key, value, query, tokens, rope, .. } = entry;
+    let Described {
+        place, meta, run, layer, start, shape, dtype, stage, key, value, query, tokens, rope, facts, ..
+    } = entry;
     let tensor = |path: PathBuf, shape: Shape| -> Checked<Tensor> {
         let expected = byte_len(shape, dtype)?;
         check_file(&path, expected, dtype)?;
@@ -160,7 +172,7 @@ fn locate(entry: Described) -> Checked<Candidate> {
         place,
         meta: Some(meta),
     };
-    Ok(Candidate { run, layer, rope, entry })
+    Ok(Candidate { run, layer, rope, facts, entry })
 }
 
 fn byte_len(shape: Shape, dtype: DType) -> Checked<u64> {

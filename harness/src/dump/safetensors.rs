@@ -3,7 +3,9 @@
 //! Tensors `layers.<L>.key`, `layers.<L>.value` and optionally `layers.<L>.query` have the shape `(seq, heads, dim)`; an optional
 //! `tokens` of shape `(seq)` holds the token ids. The metadata strings say the rest: `format` is `gearbox-dump`, `version` is `1`,
 //! `run` is the name, `rope` the rotation as JSON, `entries` a JSON list of `[start, seq, stage]` whose tokens follow each other in
-//! the tensors. All of them are optional, so that a file written by hand is read as one prefill entry.
+//! the tensors. Two JSON lists have one element for each layer of the file, in ascending order: `attention` objects of `scale`, `softcap`
+//! and `window`, see [`AttentionFacts`](super::AttentionFacts); `rope_layers`, instead of `rope`, the rotation of each layer or null. All of them
+//! are optional, so that a file written by hand is read as one prefill entry.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +18,7 @@ use gearbox_core::{DType, Rope, Shape, Stage};
 
 use super::open::{Candidate, Defect, Reading, Selection};
 use super::reference::{check_rope, check_run, parse_stage};
-use super::{Entry, Layout, Reason, Tensor};
+use super::{AttentionFacts, Entry, LayerFacts, Layout, Reason, Tensor};
 
 type Checked<T> = Result<T, Defect>;
 
@@ -25,7 +27,7 @@ pub(super) const FORMAT: &str = "gearbox-dump";
 /// Value of the metadata key `version`.
 pub(super) const VERSION: &str = "1";
 /// Metadata keys that the reader knows; the others are free.
-pub(super) const KEYS: [&str; 5] = ["format", "version", "run", "rope", "entries"];
+pub(super) const KEYS: [&str; 7] = ["format", "version", "run", "rope", "rope_layers", "attention", "entries"];
 /// Bytes of the length in front of the header.
 const LENGTH: u64 = 8;
 /// The longest header that the format allows, in bytes.
@@ -122,6 +124,26 @@ impl Strings<'_> {
         self.get(key).map(parse).transpose()
     }
 
+    /// One element for each layer of the file, or none at all.
+    fn of_layers<T: serde::de::DeserializeOwned>(&self, key: &str, layers: usize) -> Checked<Vec<Option<T>>> {
+        let Some(list) = self.json::<Vec<Option<T>>>(key)? else { return Ok((0..layers).map(|_| None).collect()) };
+        if list.len() != layers {
+            let got = list.len();
+            return Err(invalid(format!("`{key}`: expected one element for each of {layers} layers, got {got}")));
+        }
+        Ok(list)
+    }
+
+    /// What the file says of each of its layers.
+    fn facts(&self, layers: usize) -> Checked<Vec<LayerFacts>> {
+        if self.get("rope").is_some() && self.get("rope_layers").is_some() {
+            return Err(invalid("expected `rope` or `rope_layers`, got both"));
+        }
+        let attention = self.of_layers::<AttentionFacts>("attention", layers)?;
+        let ropes = self.of_layers("rope_layers", layers)?;
+        Ok(attention.into_iter().zip(ropes).map(|(attention, rope)| LayerFacts { attention, rope }).collect())
+    }
+
     /// Start, number of tokens and stage of each entry, if the file says so.
     fn entries(&self) -> Checked<Option<Vec<(u64, usize, Stage)>>> {
         let Some(list) = self.json::<Vec<(u64, usize, String)>>("entries")? else { return Ok(None) };
@@ -157,10 +179,11 @@ fn read_file(path: &Path, place: &str, selection: &Selection, reading: &mut Read
         Some(info) => Some(read_tokens(&mut file, data, info)?),
         None => None,
     };
+    let facts = strings.facts(layers.len())?;
     let source = Source { path: Arc::from(path), data, infos: &infos };
-    for layer in layers {
+    for (layer, facts) in layers.into_iter().zip(facts) {
         let place = format!("{place} layers.{layer}");
-        let parts = source.layer(layer, rope.as_ref(), entries.as_deref(), tokens.as_deref());
+        let parts = source.layer(layer, (rope.as_ref(), &facts), entries.as_deref(), tokens.as_deref());
         let Parts { key, value, query, entries } = match parts {
             Ok(parts) => parts,
             Err(defect) => {
@@ -187,7 +210,8 @@ fn read_file(path: &Path, place: &str, selection: &Selection, reading: &mut Read
                 place: format!("{place} {start}..{}", start + seq as u64),
                 meta: None,
             };
-            reading.candidates.push(Candidate { run: run.clone(), layer, rope: rope.clone(), entry });
+            let (run, rope, facts) = (run.clone(), rope.clone(), facts.clone());
+            reading.candidates.push(Candidate { run, layer, rope, facts, entry });
         }
     }
     Ok(())
@@ -281,7 +305,7 @@ impl Source<'_> {
     fn layer(
         &self,
         layer: u32,
-        rope: Option<&Rope>,
+        (rope, facts): (Option<&Rope>, &LayerFacts),
         entries: Option<&[(u64, usize, Stage)]>,
         tokens: Option<&[u32]>,
     ) -> Checked<Parts> {
@@ -305,6 +329,7 @@ impl Source<'_> {
         if let Some(rope) = rope {
             check_rope(rope, key.shape.dim).map_err(invalid)?;
         }
+        facts.check(key.shape.dim).map_err(invalid)?;
         if let Some(tokens) = tokens.filter(|tokens| tokens.len() != seq) {
             let message = format!("`tokens`: expected {seq} token ids, got {}", tokens.len());
             return Err(Defect::new(Reason::TokensDifferFromShape, message));
@@ -422,6 +447,97 @@ mod tests {
             let decode = Selection { stage: Some(Stage::Decode), ..Selection::default() };
             let dump = Dump::open(&path, &decode).unwrap();
             assert_eq!((dump.entries(), dump.dropped), (2, Dropped { stage: 2, ..Dropped::default() }));
+        }
+    }
+
+    #[test]
+    fn facts_of_layers_follow_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        let metadata = json!({
+            "attention": r#"[{"scale": 0.5, "softcap": null, "window": null}, {"scale": 0.25, "softcap": 50, "window": 2}]"#,
+            "rope_layers": json!([null, yarn]).to_string(),
+        });
+        let tensors: [(&str, &str, usize, &[usize]); 4] = [
+            ("layers.10.key", "F16", 2, &[3, 1, 4]),
+            ("layers.10.value", "F16", 2, &[3, 1, 4]),
+            ("layers.9.key", "F16", 2, &[3, 1, 4]),
+            ("layers.9.value", "F16", 2, &[3, 1, 4]),
+        ];
+        let path = write(folder.path(), "x.safetensors", &file(&metadata, &tensors));
+        let dump = open(&path);
+        assert!(dump.findings.list.is_empty(), "{}", dump.findings);
+        let [first, second] = dump.runs[0].layers.as_slice() else { panic!("two layers") };
+        // Half is 1 / √4, so nothing is said of layer 9.
+        assert_eq!((first.id, &first.facts), (9, &LayerFacts::default()));
+        let attention = AttentionFacts { scale: 0.25, softcap: Some(50.0), window: Some(2) };
+        assert_eq!((second.id, &second.facts), (10, &LayerFacts { attention: Some(attention), rope: Some(yarn) }));
+        assert_eq!((&dump.runs[0].rope, free_metadata(&path)), (&None, BTreeMap::new()));
+    }
+
+    #[test]
+    fn impossible_facts_are_findings_of_their_layer_or_of_the_file() {
+        let tensors: [(&str, &str, usize, &[usize]); 4] = [
+            ("layers.0.key", "F16", 2, &[3, 2, 4]),
+            ("layers.0.value", "F16", 2, &[3, 2, 4]),
+            ("layers.7.key", "F16", 2, &[3, 2, 4]),
+            ("layers.7.value", "F16", 2, &[3, 2, 4]),
+        ];
+        let usual = r#"{"scale": 0.5, "softcap": null, "window": null}"#;
+        let of_second = |facts: &str| json!({"attention": format!("[{usual}, {facts}]")});
+        for (metadata, place, message) in [
+            (json!({"attention": "x"}), "", "`attention`: expected value at line 1"),
+            (json!({"attention": usual}), "", "`attention`: invalid type: map, expected a sequence"),
+            (
+                json!({"attention": format!("[{usual}]")}),
+                "",
+                "`attention`: expected one element for each of 2 layers, got 1",
+            ),
+            (
+                json!({"rope_layers": "[null, null, null]"}),
+                "",
+                "`rope_layers`: expected one element for each of 2 layers, got 3",
+            ),
+            (of_second(r#"{"softcap": 1.0}"#), "", "missing field `scale`"),
+            (of_second(r#"{"scale": NaN}"#), "", "expected value"),
+            (of_second(r#"{"scale": 1e999}"#), "", "number out of range"),
+            (
+                of_second(r#"{"scale": 1, "cap": 2}"#),
+                "",
+                "unknown field `cap`, expected one of `scale`, `softcap`, `window`",
+            ),
+            (of_second(r#"{"scale": 1, "window": -4}"#), "", "invalid value: integer `-4`, expected u64"),
+            (
+                json!({"rope": r#"{"pairing": "adjacent", "theta": 1, "rotary_dim": 4}"#, "rope_layers": "[null, null]"}),
+                "",
+                "expected `rope` or `rope_layers`, got both",
+            ),
+            (
+                of_second(r#"{"scale": 0}"#),
+                " layers.7",
+                "`attention`: expected a positive `scale` in the range of f32, got 0",
+            ),
+            (
+                of_second(r#"{"scale": 1, "softcap": -50}"#),
+                " layers.7",
+                "expected a positive `softcap` in the range of f32, got -50",
+            ),
+            (of_second(r#"{"scale": 1, "window": 0}"#), " layers.7", "expected a `window` of at least 1, got 0"),
+            (json!({"rope_layers": "[null, 3]"}), " layers.7", "rotation of the layer: expected an object, got `3`"),
+            (
+                json!({"rope_layers": r#"[null, {"pairing": "adjacent", "theta": 1, "rotary_dim": 3}]"#}),
+                " layers.7",
+                "`rotary_dim` from 2 to 4, got 3",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), "r.safetensors", &file(&metadata, &tensors));
+            let dump = open(folder.path());
+            let finding = &dump.findings.list[0];
+            assert_eq!(finding.reason, Reason::SafetensorsInvalid, "{finding}");
+            assert!(finding.place.ends_with(&format!("r.safetensors{place}")), "{finding}");
+            assert!(finding.message.contains(message), "{finding}");
+            assert_eq!(dump.entries(), usize::from(!place.is_empty()), "the other layer stays: {finding}");
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::meta::Meta;
 use super::reference::check_rope;
 use super::safetensors::{FORMAT, KEYS, VERSION};
-use super::{Run, Tensor, check_run_name, tensor_name};
+use super::{AttentionFacts, LayerFacts, Run, Tensor, check_run_name, tensor_name};
 use crate::atomic::AtomicFile;
 
 /// An entry to be written in the reference layout.
@@ -35,12 +35,14 @@ pub struct NewEntry<'a> {
     pub tokens: Option<&'a [u32]>,
     /// How keys and queries were rotated.
     pub rope: Option<&'a Rope>,
+    /// How the layer attends, if not as [usual](AttentionFacts::usual).
+    pub attention: Option<AttentionFacts>,
 }
 
 impl<'a> NewEntry<'a> {
-    /// An entry without queries, token ids and rotation.
+    /// An entry without queries, token ids, rotation and attention.
     pub fn new(run: &'a str, layer: u32, start: u64, stage: Stage, key: Chunk<'a>, value: Chunk<'a>) -> Self {
-        Self { run, layer, start, stage, key, value, query: None, tokens: None, rope: None }
+        Self { run, layer, start, stage, key, value, query: None, tokens: None, rope: None, attention: None }
     }
 
     fn facts(&self) -> Result<Facts<'a>> {
@@ -67,6 +69,8 @@ impl<'a> NewEntry<'a> {
             query_heads: self.query.map(|query| query.shape().heads),
             tokens: self.tokens,
             rope: self.rope,
+            attention: self.attention,
+            rope_layer: None,
         };
         facts.check()?;
         Ok(facts)
@@ -101,6 +105,8 @@ pub(super) struct Facts<'a> {
     pub query_heads: Option<usize>,
     pub tokens: Option<&'a [u32]>,
     pub rope: Option<&'a Rope>,
+    pub attention: Option<AttentionFacts>,
+    pub rope_layer: Option<&'a Value>,
 }
 
 /// The name of an element type in meta files.
@@ -121,7 +127,8 @@ impl Facts<'_> {
         if let Some(tokens) = self.tokens.filter(|tokens| tokens.len() != self.shape.seq) {
             return Err(Error::shape(format!("expected {} token ids, got {}", self.shape.seq, tokens.len())));
         }
-        self.rope.map_or(Ok(()), |rope| check_rope(rope, self.shape.dim).map_err(Error::invalid_input))
+        self.rope.map_or(Ok(()), |rope| check_rope(rope, self.shape.dim)).map_err(Error::invalid_input)?;
+        self.attention.map_or(Ok(()), |attention| attention.check()).map_err(Error::invalid_input)
     }
 
     fn end(&self) -> u64 {
@@ -172,7 +179,13 @@ impl Facts<'_> {
             meta.set("tokens", tokens);
         }
         if let Some(rope) = self.rope {
-            meta.set("rope", serde_json::to_value(rope).unwrap_or_else(|_| unreachable!("all keys are strings")));
+            meta.set("rope", json!(rope));
+        }
+        if let Some(attention) = self.attention.filter(|attention| !attention.is_usual(self.shape.dim)) {
+            meta.set("attention", json!(attention));
+        }
+        if let Some(rope) = self.rope_layer {
+            meta.set("rope_layer", rope.clone());
         }
         meta
     }
@@ -267,6 +280,8 @@ pub struct RunSpec {
     pub tokens: Option<Vec<u32>>,
     /// Layers in the order of the file.
     pub layers: Vec<LayerSpec>,
+    /// What is said of each layer; empty if nothing is of any.
+    pub facts: Vec<LayerFacts>,
     /// Free strings, such as the name of the model.
     pub metadata: BTreeMap<String, String>,
 }
@@ -303,6 +318,10 @@ impl RunSpec {
                 query: first.query.as_ref().map(TensorSpec::from),
             });
         }
+        let facts: Vec<_> = run.layers.iter().map(|layer| layer.facts.clone()).collect();
+        if facts.iter().any(|facts| *facts != LayerFacts::default()) {
+            spec.facts = facts;
+        }
         // One layer that names the ids of a range is enough.
         let ids = |i: usize| run.layers.iter().find_map(|layer| layer.entries.get(i)?.tokens.as_deref());
         let named: Vec<_> = (0..spec.entries.len()).map_while(ids).collect();
@@ -337,6 +356,34 @@ impl RunSpec {
         })
     }
 
+    /// What is said of single layers, as far as it does not go without saying.
+    fn set_facts(&self, strings: &mut Meta) -> Result<()> {
+        if self.facts.is_empty() {
+            return Ok(());
+        }
+        if self.facts.len() != self.layers.len() {
+            let (expected, got) = (self.layers.len(), self.facts.len());
+            return Err(Error::shape(format!("expected facts of {expected} layers or of none, got {got}")));
+        }
+        let layers = || self.facts.iter().zip(&self.layers);
+        for (facts, layer) in layers() {
+            facts
+                .check(layer.key.dim)
+                .map_err(|message| Error::invalid_input(message).context(format!("layer {}", layer.id)))?;
+        }
+        if self.facts.iter().any(|facts| facts.rope.is_some()) {
+            strings
+                .set("rope_layers", json!(self.facts.iter().map(|facts| &facts.rope).collect::<Vec<_>>()).to_string());
+        }
+        if layers().any(|(facts, layer)| facts.attention.is_some_and(|attention| !attention.is_usual(layer.key.dim))) {
+            let stated = |(facts, layer): (&LayerFacts, &LayerSpec)| {
+                facts.attention.unwrap_or_else(|| AttentionFacts::usual(layer.key.dim))
+            };
+            strings.set("attention", json!(layers().map(stated).collect::<Vec<_>>()).to_string());
+        }
+        Ok(())
+    }
+
     /// The header with its length in front and padding behind, and the bytes of the tensors.
     pub(super) fn header(&self) -> Result<(Vec<u8>, u64)> {
         check_run_name(&self.name)?;
@@ -347,6 +394,7 @@ impl RunSpec {
         if let Some(rope) = &self.rope {
             strings.set("rope", json!(rope).to_string());
         }
+        self.set_facts(&mut strings)?;
         let entries: Vec<_> =
             self.entries.iter().map(|(start, seq, stage)| json!([start, seq, stage.name()])).collect();
         strings.set("entries", Value::from(entries).to_string());
@@ -598,6 +646,7 @@ mod tests {
         let (bytes, longer) = ([0; 32], [0; 48]);
         let good = NewEntry::new("r", 0, 0, Stage::Prefill, chunk(&bytes, 2), chunk(&bytes, 2));
         let wide = Rope { rotary_dim: 6, ..rope() };
+        let hidden = AttentionFacts { window: Some(0), ..AttentionFacts::usual(4) };
         for (entry, message) in [
             (NewEntry { run: "a/b", ..good }, "got `a/b`"),
             (NewEntry { value: chunk(&bytes, 4), ..good }, "value: expected f16 (2, 2, 4), got f16 (1, 4, 4)"),
@@ -606,6 +655,7 @@ mod tests {
             (NewEntry { tokens: Some(&[1]), ..good }, "expected 2 token ids, got 1"),
             (NewEntry { start: u64::MAX, ..good }, "below position 2^64"),
             (NewEntry { rope: Some(&wide), ..good }, "got 6"),
+            (NewEntry { attention: Some(hidden), ..good }, "expected a `window` of at least 1, got 0"),
             (NewEntry { key: chunk(&[], 2), value: chunk(&[], 2), ..good }, "expected at least one element"),
         ] {
             let error = write_reference_entry(folder.path(), &entry, false).unwrap_err();
@@ -625,6 +675,7 @@ mod tests {
                 LayerSpec { id: 0, key: tensor, value: TensorSpec { dim: 6, ..tensor }, query: None },
                 LayerSpec { id: 5, key: tensor, value: tensor, query: Some(TensorSpec { heads: 4, ..tensor }) },
             ],
+            facts: vec![],
             metadata: BTreeMap::from([("model".into(), "a \"b\"".into()), ("run".into(), "ignored".into())]),
         }
     }

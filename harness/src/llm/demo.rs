@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::request::{Engine, Measured};
 use crate::dump::{NewEntry, Stage, check_run_name, write_reference_entry};
 use crate::model::Spool;
+use crate::model::capture::attention_facts;
 
 /// Where a dump goes and what of it is written, as the environment of the reference's engine says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +178,7 @@ impl<'a> Writer<'a> {
                 query: Some(query),
                 tokens: Some(&ids[..seq]),
                 rope: Some(&config.rope),
+                attention: Some(attention_facts(config, layer)),
                 ..NewEntry::new(&self.options.run, layer as u32, self.seen as u64, stage, key, value)
             };
             write_reference_entry(&self.work.path().join(format!("layer_{layer}")), &entry, false)?;

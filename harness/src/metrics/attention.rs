@@ -1,11 +1,13 @@
 //! Replay of attention over original and decoded keys and values, for dumps that hold queries; [the module above](super) defines each
 //! number.
 //!
-//! Dumps hold keys and queries after RoPE, so a logit is a scaled dot product and nothing of the model is needed. Query head `h` reads KV
-//! head `h / (q_heads / kv_heads)`, and a query sees every cached token up to its own position.
+//! Dumps hold keys and queries after RoPE, so a logit is a scaled dot product, and all else that is needed of the model is what
+//! [`AttentionFacts`] say of the layer: scale, softcap and window. Query head `h` reads KV head `h / (q_heads / kv_heads)`, and a query
+//! sees every cached token up to its own position, or those of its window.
 //!
 //! Logits and outputs are sums of products in F32, softmax is F64. Errors are not differences of two results: they are computed from the
-//! differences of the inputs, so equal inputs give exactly zero, and errors far below the rounding of F32 keep their digits. All sums are
+//! differences of the inputs, so equal inputs give exactly zero, and errors far below the rounding of F32 keep their digits. A softcap keeps
+//! that, because the change of a capped logit is computed from the change of the product, as `sinh(d) / (cosh(a) cosh(b))`. All sums are
 //! made in an order that the shapes fix, so the bits are the same with any number of threads.
 //!
 //! Memory is that of one KV head in F32, its keys and values and what changed of both, and of about three million logits per thread.
@@ -28,6 +30,7 @@
 //!     key: Sides { original: &keys, decoded: &lost },
 //!     value: Sides { original: &values, decoded: &values },
 //!     queries: &[Queries { first: 0, chunk: keys[0] }],
+//!     facts: None,
 //! };
 //! let found = Attention::new(AttentionOptions::default()).unwrap().layer(&input).unwrap();
 //! let mut tally = AttentionTally::default();
@@ -51,15 +54,18 @@ use serde::{Deserialize, Serialize};
 
 pub use self::kept::{KeptAttention, KeptError, KeptSums};
 use self::panels::{Columns, PANEL, Panels, ROWS, Side, product};
+use self::rule::Rule;
 use self::softmax::{LANES, Row, all_finite};
 use self::tally::Seen;
 pub use self::tally::{
     AttentionError, AttentionReport, AttentionSums, AttentionTally, HeadAttention, LayerAttention, LayerAttentionError,
 };
 use super::element::{Element, with_element};
+use crate::dump::AttentionFacts;
 
 mod kept;
 mod panels;
+mod rule;
 mod softmax;
 mod tally;
 #[cfg(test)]
@@ -95,6 +101,8 @@ pub struct LayerInput<'a> {
     pub value: Sides<'a>,
     /// Queries, in any number of parts.
     pub queries: &'a [Queries<'a>],
+    /// How the layer attends, if not as [usual](AttentionFacts::usual).
+    pub facts: Option<AttentionFacts>,
 }
 
 /// One tensor before and after. Each comes in any number of parts that follow each other, cut wherever it suits.
@@ -148,11 +156,12 @@ impl Attention {
     /// # Errors
     /// [`ErrorKind::ShapeMismatch`](gearbox_core::ErrorKind::ShapeMismatch) if the parts disagree in heads, channels, tokens or, original
     /// and decoded, in element type.
-    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if there are no queries, or positions do not ascend.
+    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) if there are no queries, or positions do not ascend, or for
+    /// facts that are impossible.
     /// [`ErrorKind::UnsupportedDType`](gearbox_core::ErrorKind::UnsupportedDType) for element types other than F16, BF16 and F32.
     pub fn layer(&self, input: &LayerInput<'_>) -> Result<LayerAttention> {
         let geometry = Geometry::of(input)?;
-        let queries = self.select(input)?;
+        let queries = self.select(input, &geometry.rule)?;
         let block = geometry.block();
         let blocks: Vec<&[Query]> = queries.chunks(block).collect();
         let group = geometry.q_heads / geometry.kv_heads;
@@ -183,8 +192,8 @@ impl Attention {
         Ok(LayerAttention { heads })
     }
 
-    /// Queries to replay, with the number of tokens that each sees.
-    fn select(&self, input: &LayerInput<'_>) -> Result<Vec<Query>> {
+    /// Queries to replay, with the tokens that each sees.
+    fn select(&self, input: &LayerInput<'_>, rule: &Rule) -> Result<Vec<Query>> {
         let mut before = Vec::with_capacity(input.spans.len());
         let (mut tokens, mut end) = (0, 0);
         for span in input.spans {
@@ -196,7 +205,7 @@ impl Attention {
             tokens += span.seq;
             end = span.start.saturating_add(span.seq as u64);
         }
-        let live = |position: u64| {
+        let up_to = |position: u64| {
             let idx = input.spans.partition_point(|span| span.start <= position);
             let Some(idx) = idx.checked_sub(1) else { return 0 };
             let span = input.spans[idx];
@@ -213,7 +222,8 @@ impl Attention {
         let count = self.options.queries.unwrap_or(total).min(total);
         let mut wanted = (1..=count).map(|i| i * total / count - 1).peekable();
         let chosen = all.enumerate().filter(|(idx, _)| wanted.next_if_eq(idx).is_some());
-        Ok(chosen.map(|(_, (part, token, position))| Query { part, token, live: live(position) }).collect())
+        let query = |part, token, position| Query { part, token, sees: rule.hidden(position, up_to)..up_to(position) };
+        Ok(chosen.map(|(_, (part, token, position))| query(part, token, position)).collect())
     }
 }
 
@@ -224,14 +234,14 @@ fn side(sides: &Sides<'_>, head: usize, columns: Columns) -> Result<Side> {
 }
 
 /// A query to replay.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Query {
     /// Number of the part that holds it.
     part: usize,
     /// Its number there.
     token: usize,
-    /// Tokens that it sees.
-    live: usize,
+    /// Tokens that it sees, by their number in the cache.
+    sees: Range<usize>,
 }
 
 /// Extents of a layer, checked against each other.
@@ -242,6 +252,7 @@ struct Geometry {
     kv_heads: usize,
     key_dim: usize,
     value_dim: usize,
+    rule: Rule,
 }
 
 /// Most queries that are replayed together.
@@ -268,7 +279,8 @@ impl Geometry {
                 return Err(Error::shape(format!("expected queries of ({q_heads}, {key_dim}), got {shape}")));
             }
         }
-        Ok(Self { tokens, q_heads, kv_heads, key_dim, value_dim })
+        let rule = Rule::of(input.facts, key_dim)?;
+        Ok(Self { tokens, q_heads, kv_heads, key_dim, value_dim, rule })
     }
 
     /// Heads and channels of keys or values.
@@ -299,6 +311,12 @@ impl Geometry {
     fn block(&self) -> usize {
         (BLOCK_LOGITS / self.tokens.max(1)).clamp(ROWS, BLOCK) / ROWS * ROWS
     }
+}
+
+/// The tokens that any of these queries sees, from the start of a panel on: the columns of a block.
+fn columns(queries: &[Query]) -> Range<usize> {
+    let first = queries.iter().map(|query| query.sees.start).min().unwrap_or(0) / PANEL * PANEL;
+    first..queries.iter().map(|query| query.sees.end).max().unwrap_or(0).max(first)
 }
 
 /// Buffers of one thread, for one block. Matrices have one row per query.
@@ -358,16 +376,18 @@ impl WithSimd for Block<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { geometry, key, value, options, queries, scratch, sums } = self;
-        let most = queries.iter().map(|query| query.live).max().unwrap_or(0);
-        let width = most.next_multiple_of(PANEL);
-        logits(&scratch.queries, geometry.key_dim, &key.original, width, &mut scratch.logits);
+        let tokens = columns(queries);
+        let width = tokens.len().next_multiple_of(PANEL);
+        products(&scratch.queries, &geometry, &key.original, &tokens, &mut scratch.logits);
         if let Some(change) = &key.change {
-            logits(&scratch.queries, geometry.key_dim, change, width, &mut scratch.changes);
+            products(&scratch.queries, &geometry, change, &tokens, &mut scratch.changes);
             scratch.decoded.resize(queries.len() * width, 0.0);
         }
         scratch.seen.clear();
         for (idx, query) in queries.iter().enumerate() {
-            let seen = scratch.attend(idx * width..(idx + 1) * width, query.live, key.change.is_some(), options.top);
+            let visible = query.sees.start - tokens.start..query.sees.end - tokens.start;
+            let row = idx * width..(idx + 1) * width;
+            let seen = scratch.attend(row, visible, &geometry.rule, key.change.is_some(), options.top);
             scratch.seen.push(seen);
         }
         let dim = geometry.value_dim.next_multiple_of(PANEL);
@@ -402,53 +422,76 @@ impl WithSimd for Block<'_> {
 }
 
 impl Scratch {
-    /// Turns the logits of one query into probabilities; what it does not see becomes zero.
+    /// Turns the products of one query into probabilities; what it does not see becomes zero.
     #[inline(always)]
-    fn attend(&mut self, columns: Range<usize>, live: usize, keys_changed: bool, top: usize) -> Option<Seen> {
-        let logits = &mut self.logits[columns.clone()];
-        let padded = live.next_multiple_of(LANES);
-        let mut seen = Seen { live, agreement: 1.0, ..Seen::default() };
-        let defined = live > 0 && all_finite(&logits[..live]);
+    fn attend(
+        &mut self,
+        row: Range<usize>,
+        visible: Range<usize>,
+        rule: &Rule,
+        keys_changed: bool,
+        top: usize,
+    ) -> Option<Seen> {
+        let logits = &mut self.logits[row.clone()];
+        let padded = visible.end.next_multiple_of(LANES);
+        let mut seen = Seen { live: visible.len(), agreement: 1.0, ..Seen::default() };
+        let defined = !visible.is_empty() && all_finite(&logits[visible.clone()]);
         if !defined {
             logits.fill(0.0);
             if keys_changed {
-                self.changes[columns.clone()].fill(0.0);
-                self.decoded[columns].fill(0.0);
+                self.changes[row.clone()].fill(0.0);
+                self.decoded[row].fill(0.0);
             }
             return None;
         }
-        logits[live..padded].fill(f32::NEG_INFINITY);
+        let changes_finite = keys_changed && all_finite(&self.changes[row.clone()][visible.clone()]);
+        logits[..visible.start].fill(f32::NEG_INFINITY);
+        logits[visible.end..padded].fill(f32::NEG_INFINITY);
         logits[padded..].fill(0.0);
         let logits = &mut logits[..padded];
         if !keys_changed {
+            rule.cap(&mut logits[visible]);
             self.row.soften(logits);
             return Some(seen);
         }
-        let (changes, decoded) = (&mut self.changes[columns.clone()], &mut self.decoded[columns]);
-        if !all_finite(&changes[..live]) {
+        let (changes, decoded) = (&mut self.changes[row.clone()], &mut self.decoded[row]);
+        if !changes_finite {
             changes.fill(0.0);
             decoded.fill(0.0);
             let infinite = f64::INFINITY;
             (seen.logit_squares, seen.logit_max, seen.kl, seen.agreement) = (infinite, infinite, infinite, 0.0);
             seen.broken = true;
+            rule.cap(&mut logits[visible]);
             self.row.soften(logits);
             return Some(seen);
         }
-        changes[live..].fill(0.0);
+        changes[..visible.start].fill(0.0);
+        changes[visible.end..].fill(0.0);
         decoded[padded..].fill(0.0);
         let (changes, decoded) = (&mut changes[..padded], &mut decoded[..padded]);
         self.sums.resize(padded, 0.0);
-        for (sum, (z, change)) in self.sums.iter_mut().zip(logits.iter().zip(changes.iter())) {
-            *sum = f64::from(*z) + f64::from(*change);
-        }
+        add_changes(logits, changes, &mut self.sums);
+        // A softcap leaves the order as it is, but rounds logits to others; so what is ranked are the products.
         let [before, after] = &mut self.tops;
         largest(logits, f32::NEG_INFINITY, top, before);
         largest(&self.sums, f64::NEG_INFINITY, top, after);
         let common = before.iter().filter(|token| after.contains(token)).count();
         seen.agreement = common as f64 / before.len().max(1) as f64;
+        if rule.cap_changes(&logits[visible.clone()], &mut changes[visible.clone()]) {
+            rule.cap(&mut logits[visible]);
+            add_changes(logits, changes, &mut self.sums);
+        }
         let normalizer = self.row.soften(logits);
         self.row.change(normalizer, &self.sums, changes, decoded, &mut seen);
         Some(seen)
+    }
+}
+
+/// Changed logits.
+#[inline(always)]
+fn add_changes(logits: &[f32], changes: &[f32], sums: &mut [f64]) {
+    for (sum, (z, change)) in sums.iter_mut().zip(logits.iter().zip(changes)) {
+        *sum = f64::from(*z) + f64::from(*change);
     }
 }
 
@@ -477,12 +520,13 @@ fn largest<T: Copy + PartialOrd>(logits: &[T], lowest: T, count: usize, tokens: 
     }
 }
 
-/// Computes scaled logits of all queries, `width` tokens wide.
+/// Computes scaled products of all queries with the keys of these tokens, filled up to whole panels.
 #[inline(always)]
-fn logits(queries: &[f32], dim: usize, keys: &Panels, width: usize, out: &mut Vec<f32>) {
-    let scale = 1.0 / (dim as f32).sqrt();
+fn products(queries: &[f32], geometry: &Geometry, keys: &Panels, tokens: &Range<usize>, out: &mut Vec<f32>) {
+    let (dim, scale) = (geometry.key_dim, geometry.rule.scale);
+    let width = tokens.len().next_multiple_of(PANEL);
     out.resize(queries.len() / dim * width, 0.0);
-    for (panel, keys) in keys.panels(0..dim).take(width / PANEL).enumerate() {
+    for (panel, keys) in keys.panels(0..dim).skip(tokens.start / PANEL).take(width / PANEL).enumerate() {
         let column = panel * PANEL;
         let groups = queries.chunks_exact(ROWS * dim);
         let (rest, whole) = (groups.remainder(), queries.len() / (ROWS * dim) * ROWS);
@@ -514,21 +558,27 @@ const SECTION: usize = 256;
 /// Where values are not all `finite`, they must not meet the zero weight of a query that does not see them.
 #[inline(always)]
 fn add_outputs(finite: bool, weights: &[f32], width: usize, queries: &[Query], values: &Panels, out: &mut [f64]) {
-    let most = queries.iter().map(|query| query.live).max().unwrap_or(0);
+    let tokens = columns(queries);
     let dim = out.len() / queries.len().max(1);
     let together = if finite { queries.len() / ROWS * ROWS } else { 0 };
-    for start in (0..most).step_by(SECTION) {
-        let end = most.min(start + SECTION);
+    for start in tokens.clone().step_by(SECTION) {
+        let end = tokens.end.min(start + SECTION);
+        let section = start - tokens.start..end - tokens.start;
         for (panel, values) in values.panels(start..end).enumerate() {
             for first in (0..together).step_by(ROWS) {
-                let rows = std::array::from_fn(|row| &weights[(first + row) * width..][start..end]);
+                let rows = std::array::from_fn(|row| &weights[(first + row) * width..][section.clone()]);
                 for (row, sums) in product::<ROWS>(rows, values).into_iter().enumerate() {
                     add(&mut out[(first + row) * dim + panel * PANEL..], sums);
                 }
             }
             for (row, query) in queries.iter().enumerate().skip(together) {
-                let end = if finite { end } else { query.live.clamp(start, end) };
-                let [sums] = product([&weights[row * width..][start..end]], &values[..end - start]);
+                let sees = if finite {
+                    start..end
+                } else {
+                    query.sees.start.clamp(start, end)..query.sees.end.clamp(start, end)
+                };
+                let weights = &weights[row * width..][sees.start - tokens.start..sees.end - tokens.start];
+                let [sums] = product([weights], &values[sees.start - start..sees.end - start]);
                 add(&mut out[row * dim + panel * PANEL..], sums);
             }
         }

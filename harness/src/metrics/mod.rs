@@ -27,12 +27,14 @@
 //!
 //! # Error of attention
 //! For a query `q` at position `t` and the cached tokens `i` at positions up to `t`: `z_i = q·k_i / √dim`, `p = softmax(z)`, `o = Σ p_i v_i`;
-//! with decoded keys and values they are `z'`, `p'` and `o'`. `P` is the set of pairs of a query and a token that it sees, `Q` that of queries.
+//! with decoded keys and values they are `z'`, `p'` and `o'`. Where the dump states them for a layer, its `scale` stands for `1 / √dim`, a
+//! `softcap` `c` makes `z_i = c·tanh(scale·q·k_i / c)`, and with a `window` `w` a query sees the tokens at positions above `t - w` alone.
+//! `P` is the set of pairs of a query and a token that it sees, `Q` that of queries.
 //!
 //! | Number | Definition | Unit | Exact |
 //! |---|---|---|---|
 //! | `queries` | queries that the numbers are over, `\|Q\|` | | |
-//! | `undefined` | queries left out: they see no token, or `z` or `o` is not finite | | |
+//! | `undefined` | queries left out: they see no token, or `z` (before a softcap) or `o` is not finite | | |
 //! | `broken` | queries whose `z` and `o` are finite, and `z' - z` or `o' - o` is not | | 0 |
 //! | `logit_rmse` | `√(Σ_P (z'_i - z_i)² / \|P\|)` | | 0 |
 //! | `logit_max` | `max_P \|z'_i - z_i\|` | | 0 |

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gearbox_core::{DType, Error, Result, ResultExt};
-use gearbox_model::{CacheOptions, Model, Step, most_probable};
+use gearbox_model::{CacheOptions, Config, Model, Step, most_probable};
 use serde::Serialize;
 
 use super::spool::Spool;
-use crate::dump::{LayerSpec, RunSpec, SafetensorsWriter, Stage, TensorSpec, check_run_name};
+use crate::dump::{
+    AttentionFacts, LayerFacts, LayerSpec, RunSpec, SafetensorsWriter, Stage, TensorSpec, check_run_name,
+};
 
 /// How a dump is captured.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +98,9 @@ pub fn capture(model: &Model, name: &str, prompt: &[u32], folder: &Path, options
         entries: std::iter::once((0, prompt.len(), Stage::Prefill)).chain(decoded).collect(),
         tokens: Some(ids),
         layers: (0..config.layers as u32).map(|id| LayerSpec { id, key: kv, value: kv, query }).collect(),
+        facts: (0..config.layers)
+            .map(|layer| LayerFacts { attention: Some(attention_facts(config, layer)), rope: None })
+            .collect(),
         metadata: BTreeMap::from([("writer".to_owned(), concat!("gearbox ", env!("CARGO_PKG_VERSION")).to_owned())]),
     };
     let overflow = spool.overflow();
@@ -104,6 +109,12 @@ pub fn capture(model: &Model, name: &str, prompt: &[u32], folder: &Path, options
     writer.finish()?;
     let (prompt_tokens, decode_tokens) = (prompt.len(), options.decode);
     Ok(Captured { run: name.to_owned(), path, prompt_tokens, decode_tokens, prefill_s, decode_s, overflow })
+}
+
+/// How a layer of a model attends.
+pub(crate) fn attention_facts(config: &Config, layer: usize) -> AttentionFacts {
+    let window = config.windows.get(layer).copied().flatten().map(|window| window as u64);
+    AttentionFacts { window, ..AttentionFacts::usual(config.head_dim) }
 }
 
 /// One line of the run log, with the keys of the reference's `llm_demo_runs.jsonl`.

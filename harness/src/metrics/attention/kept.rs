@@ -6,8 +6,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::panels::{Columns, PANEL, Side};
+use super::rule::Rule;
 use super::softmax::{LANES, Row, all_finite};
-use super::{Geometry, LayerInput, Query, Sides, add_outputs, logits, side};
+use super::{Geometry, LayerInput, Query, Sides, add_outputs, columns, products, side};
+use crate::dump::AttentionFacts;
 use crate::metrics::element::{Element, with_element};
 use crate::metrics::error::share;
 
@@ -84,16 +86,23 @@ impl KeptSums {
 }
 
 impl KeptAttention {
-    /// Takes in keys and values of consecutive tokens from position 0, in any number of parts.
+    /// Takes in keys and values of consecutive tokens from position 0, in any number of parts; `facts` say how the layer attends, if not as
+    /// [usual](AttentionFacts::usual).
     ///
     /// # Errors
     /// [`ErrorKind::ShapeMismatch`](gearbox_core::ErrorKind::ShapeMismatch) if they disagree in heads, tokens, or element type within a role.
-    pub fn new(keys: &[Chunk<'_>], values: &[Chunk<'_>], q_heads: usize) -> Result<Self> {
+    /// [`ErrorKind::InvalidInput`](gearbox_core::ErrorKind::InvalidInput) for facts that are impossible.
+    pub fn new(
+        keys: &[Chunk<'_>],
+        values: &[Chunk<'_>],
+        q_heads: usize,
+        facts: Option<AttentionFacts>,
+    ) -> Result<Self> {
         let tokens = keys.iter().map(|chunk| chunk.shape().seq).sum();
         let spans = [gearbox_core::Span { start: 0, seq: tokens }];
         let key = Sides { original: keys, decoded: keys };
         let value = Sides { original: values, decoded: values };
-        let mut geometry = Geometry::of(&LayerInput { spans: &spans, key, value, queries: &[] })?;
+        let mut geometry = Geometry::of(&LayerInput { spans: &spans, key, value, queries: &[], facts })?;
         if q_heads == 0 || !q_heads.is_multiple_of(geometry.kv_heads) {
             let message = format!("expected query heads to be a multiple of {}, got {q_heads}", geometry.kv_heads);
             return Err(Error::shape(message));
@@ -109,9 +118,9 @@ impl KeptAttention {
         self.geometry.kv_heads
     }
 
-    /// Lets queries at consecutive positions from `first` on attend to live tokens up to their own.
+    /// Lets queries at consecutive positions from `first` on attend to live tokens up to their own, or to those of their window.
     ///
-    /// Gives probabilities `(queries, q_heads, tokens)`, which sum to 1 over the live tokens, and sums of each query head. `live` gives the
+    /// Gives probabilities `(queries, q_heads, tokens)`, which sum to 1 over the live tokens that a query sees, and sums of each query head. `live` gives the
     /// positions of the tokens that a KV head holds, ascending, as many for each. The result does not depend on the number of threads.
     ///
     /// # Errors
@@ -207,16 +216,22 @@ impl WithSimd for Block<'_> {
     fn with_simd<S: Simd>(self, _: S) -> Self::Output {
         let Self { geometry, key, value, first, live, scratch } = self;
         let count = scratch.queries.len() / geometry.key_dim;
-        let queries: Vec<Query> = (0..count).map(|token| Query { part: 0, token, live: first + token + 1 }).collect();
-        let width = (first + count).next_multiple_of(PANEL);
-        logits(&scratch.queries, geometry.key_dim, &key.original, width, &mut scratch.full);
+        let query = |token| {
+            let up_to = |position: u64| position as usize + 1;
+            let hidden = geometry.rule.hidden((first + token) as u64, up_to);
+            Query { part: 0, token, sees: hidden..first + token + 1 }
+        };
+        let queries: Vec<Query> = (0..count).map(query).collect();
+        let tokens = columns(&queries);
+        let width = tokens.len().next_multiple_of(PANEL);
+        products(&scratch.queries, &geometry, &key.original, &tokens, &mut scratch.full);
         scratch.changes.clear();
         scratch.changes.resize(count * width, 0.0);
         let mut rows = vec![0.0; count * live.len()];
         let masses: Vec<Option<(f64, usize)>> = queries
             .iter()
             .zip(rows.chunks_exact_mut(live.len().max(1)))
-            .map(|(query, out)| scratch.attend(query, width, live, out))
+            .map(|(query, out)| scratch.attend(query, tokens.start, width, &geometry.rule, live, out))
             .collect();
         let dim = geometry.value_dim.next_multiple_of(PANEL);
         let Scratch { full, changes, outputs, errors, .. } = scratch;
@@ -225,7 +240,7 @@ impl WithSimd for Block<'_> {
             matrix.resize(count * dim, 0.0);
         }
         add_outputs(value.finite, full, width, &queries, &value.original, outputs);
-        if masses.iter().zip(&queries).any(|(mass, query)| mass.is_some_and(|(_, held)| held < query.live)) {
+        if masses.iter().zip(&queries).any(|(mass, query)| mass.is_some_and(|(_, held)| held < query.sees.len())) {
             add_outputs(value.finite, changes, width, &queries, &value.original, errors);
         }
         let mut sums = KeptSums { queries: count as u64, ..KeptSums::default() };
@@ -235,9 +250,9 @@ impl WithSimd for Block<'_> {
             let (norm, error) = (squares(output), squares(error));
             match mass {
                 Some((mass, held)) if norm.is_finite() && error.is_finite() => {
-                    sums.seen += query.live as u64;
+                    sums.seen += query.sees.len() as u64;
                     sums.held += held as u64;
-                    if held < query.live {
+                    if held < query.sees.len() {
                         sums.cut += 1;
                         sums.mass += mass;
                         sums.lost_most = sums.lost_most.max(1.0 - mass);
@@ -255,25 +270,40 @@ impl WithSimd for Block<'_> {
 impl Scratch {
     /// Fills in the probabilities of one query over the live tokens that it sees, and how they differ from those over all. Gives the
     /// probability that these give to the live tokens, and their number.
+    ///
+    /// Rows begin with the token `start` and are `width` tokens wide.
     #[inline(always)]
-    fn attend(&mut self, query: &Query, width: usize, live: &[u32], out: &mut [f32]) -> Option<(f64, usize)> {
-        let columns = query.token * width..(query.token + 1) * width;
-        let (full, changes) = (&mut self.full[columns.clone()], &mut self.changes[columns]);
-        let held = live.partition_point(|position| (*position as usize) < query.live);
-        if held == 0 || !all_finite(&full[..query.live]) {
+    fn attend(
+        &mut self,
+        query: &Query,
+        start: usize,
+        width: usize,
+        rule: &Rule,
+        live: &[u32],
+        out: &mut [f32],
+    ) -> Option<(f64, usize)> {
+        let row = query.token * width..(query.token + 1) * width;
+        let (full, changes) = (&mut self.full[row.clone()], &mut self.changes[row]);
+        let visible = query.sees.start - start..query.sees.end - start;
+        let before = |token: usize| live.partition_point(|position| (*position as usize) < token);
+        let seen = before(query.sees.start)..before(query.sees.end);
+        let held = seen.len();
+        if held == 0 || !all_finite(&full[visible.clone()]) {
             full.fill(0.0);
             return None;
         }
-        let live = &live[..held];
+        rule.cap(&mut full[visible.clone()]);
+        let (live, out) = (&live[seen.clone()], &mut out[seen]);
         self.live.clear();
-        self.live.extend(live.iter().map(|position| full[*position as usize]));
+        self.live.extend(live.iter().map(|position| full[*position as usize - start]));
         self.live.resize(held.next_multiple_of(LANES), f32::NEG_INFINITY);
-        let padded = query.live.next_multiple_of(LANES);
-        full[query.live..padded].fill(f32::NEG_INFINITY);
+        let padded = visible.end.next_multiple_of(LANES);
+        full[..visible.start].fill(f32::NEG_INFINITY);
+        full[visible.end..padded].fill(f32::NEG_INFINITY);
         full[padded..].fill(0.0);
         self.row.soften(&mut full[..padded]);
-        if held == query.live {
-            out[..held].copy_from_slice(&full[..held]);
+        if held == visible.len() {
+            out.copy_from_slice(&full[visible]);
             return Some((1.0, held));
         }
         self.row.soften(&mut self.live);
@@ -282,8 +312,9 @@ impl Scratch {
             *change = -probability;
         }
         for ((position, probability), out) in live.iter().zip(&self.live).zip(out) {
-            mass += f64::from(full[*position as usize]);
-            changes[*position as usize] += probability;
+            let token = *position as usize - start;
+            mass += f64::from(full[token]);
+            changes[token] += probability;
             *out = *probability;
         }
         Some((mass.min(1.0), held))
@@ -310,14 +341,22 @@ mod tests {
     }
 
     /// Softmax over these tokens and the sum of their values, computed the plain way.
-    fn plain(query: &[f32], keys: &[f32], values: &[f32], head: usize, tokens: &[usize]) -> (Vec<f64>, Vec<f64>) {
+    fn plain(
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        head: usize,
+        tokens: &[usize],
+        facts: AttentionFacts,
+    ) -> (Vec<f64>, Vec<f64>) {
         let of = |numbers: &[f32], token: usize| -> Vec<f64> {
             let start = (token * KV_HEADS + head) * DIM;
             numbers[start..start + DIM].iter().copied().map(f64::from).collect()
         };
         let logit = |token: &usize| {
             let key = of(keys, *token);
-            query.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum::<f64>() / (DIM as f64).sqrt()
+            let logit = query.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * facts.scale;
+            facts.softcap.map_or(logit, |softcap| softcap * (logit / softcap).tanh())
         };
         let weights: Vec<f64> = tokens.iter().map(|token| logit(token).exp()).collect();
         let sum: f64 = weights.iter().sum();
@@ -331,12 +370,25 @@ mod tests {
 
     #[test]
     fn attention_over_live_tokens_is_that_of_plain_loops() {
+        check(None);
+    }
+
+    #[test]
+    fn scale_softcap_and_window_are_those_of_plain_loops() {
+        check(Some(AttentionFacts { scale: 0.4, softcap: None, window: None }));
+        check(Some(AttentionFacts { scale: 0.4, softcap: Some(1.5), window: None }));
+        check(Some(AttentionFacts { scale: 0.4, softcap: Some(1.5), window: Some(11) }));
+    }
+
+    fn check(facts: Option<AttentionFacts>) {
+        let stated = facts.unwrap_or_else(|| AttentionFacts::usual(DIM));
         let [keys, values] = [0.0, 0.5].map(|seed| numbers(TOKENS * KV_HEADS * DIM, seed));
         let queries = numbers(TOKENS * Q_HEADS * DIM, 0.25);
         let [key_bytes, value_bytes, query_bytes] = [&keys, &values, &queries].map(|numbers| bytes(numbers));
         let chunk = |heads, bytes| Chunk::new(Shape::new(TOKENS, heads, DIM), DType::F32, bytes).unwrap();
         let (key, value) = (chunk(KV_HEADS, &key_bytes), chunk(KV_HEADS, &value_bytes));
-        let attention = KeptAttention::new(&[key.tokens(0..7), key.tokens(7..TOKENS)], &[value], Q_HEADS).unwrap();
+        let attention =
+            KeptAttention::new(&[key.tokens(0..7), key.tokens(7..TOKENS)], &[value], Q_HEADS, facts).unwrap();
         // The last nine tokens are queries; each KV head lost other tokens, but none of those.
         let first = TOKENS - 9;
         let live: Vec<Vec<u32>> = (0..KV_HEADS)
@@ -351,16 +403,20 @@ mod tests {
             for query in 0..9 {
                 let start = ((first + query) * Q_HEADS + head) * DIM;
                 let vector = &queries[start..start + DIM];
-                let all: Vec<usize> = (0..=first + query).collect();
+                let window = stated.window.map_or(TOKENS, |window| window as usize);
+                let nearest = (first + query + 1).saturating_sub(window);
+                let all: Vec<usize> = (nearest..=first + query).collect();
                 let seen: Vec<usize> =
-                    live[kv_head].iter().map(|token| *token as usize).filter(|token| *token <= first + query).collect();
-                let (full, output) = plain(vector, &keys, &values, kv_head, &all);
-                let (kept, other) = plain(vector, &keys, &values, kv_head, &seen);
+                    live[kv_head].iter().map(|token| *token as usize).filter(|token| all.contains(token)).collect();
+                let (full, output) = plain(vector, &keys, &values, kv_head, &all, stated);
+                let (kept, other) = plain(vector, &keys, &values, kv_head, &seen, stated);
                 let got = &probabilities[(query * Q_HEADS + head) * row..][..row];
-                for (got, expected) in got.iter().zip(kept.iter().chain(std::iter::repeat(&0.0))) {
+                let hidden = live[kv_head].iter().filter(|token| (**token as usize) < nearest).count();
+                let expected = std::iter::repeat_n(&0.0, hidden).chain(&kept).chain(std::iter::repeat(&0.0));
+                for (got, expected) in got.iter().zip(expected) {
                     assert!((f64::from(*got) - expected).abs() < 1e-6, "{got} {expected}");
                 }
-                let own: f64 = seen.iter().map(|token| full[*token]).sum();
+                let own: f64 = seen.iter().map(|token| full[*token - nearest]).sum();
                 mass += own;
                 least = least.min(own);
                 squares += output.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
@@ -381,9 +437,9 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let zeros = vec![0; 4 * 2 * 4 * 4];
         let chunk = Chunk::new(Shape::new(4, 2, 4), DType::F32, &zeros).unwrap();
-        assert!(KeptAttention::new(&[chunk], &[chunk], 3).is_err());
-        assert!(KeptAttention::new(&[chunk], &[chunk.tokens(0..3)], 2).is_err());
-        let attention = KeptAttention::new(&[chunk], &[chunk], 2).unwrap();
+        assert!(KeptAttention::new(&[chunk], &[chunk], 3, None).is_err());
+        assert!(KeptAttention::new(&[chunk], &[chunk.tokens(0..3)], 2, None).is_err());
+        let attention = KeptAttention::new(&[chunk], &[chunk], 2, None).unwrap();
         let refused =
             |first, live: [&[u32]; 2]| attention.attend(chunk.tokens(0..2), first, |head| live[head]).unwrap_err();
         assert!(refused(3, [&[0], &[1]]).to_string().starts_with("expected queries of (2, 4) up to token 4"));

@@ -68,6 +68,13 @@ fn phi(x: f64) -> f64 {
     if x.abs() < NEAR { near } else { far }
 }
 
+/// `exp(x) - 1` for `x` up to 700.
+#[inline(always)]
+pub(super) fn expm1(x: f64) -> f64 {
+    let (near, far) = (x + series(x), exp(x) - 1.0);
+    if x.abs() < NEAR { near } else { far }
+}
+
 /// Below this the series has all its digits.
 const NEAR: f64 = 0.5;
 
@@ -255,5 +262,9 @@ mod tests {
             assert!((phi(x) / expected - 1.0).abs() <= 16.0 * f64::EPSILON, "{x}");
         }
         assert!(phi(0.0) == 0.0 && series(0.0) == 0.0);
+        for x in [1e-300, 1e-9, -3e-5, 0.4, -0.5, -2.0, 30.0_f64] {
+            assert!((expm1(x) / x.exp_m1() - 1.0).abs() <= 4.0 * f64::EPSILON, "{x}");
+        }
+        assert_eq!((expm1(f64::NEG_INFINITY), expm1(0.0)), (-1.0, 0.0));
     }
 }

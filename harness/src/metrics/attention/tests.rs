@@ -38,6 +38,7 @@ struct Case {
     /// Queries of some of the spans.
     queries: Vec<(u64, Tensor)>,
     dtype: DType,
+    facts: Option<AttentionFacts>,
 }
 
 impl Case {
@@ -68,6 +69,7 @@ impl Case {
             key: Sides { original: &parts[0], decoded: &parts[1] },
             value: Sides { original: &parts[2], decoded: &parts[3] },
             queries: &queries,
+            facts: self.facts,
         })
     }
 
@@ -85,6 +87,7 @@ impl Case {
     fn textbook(&self, head: usize, top: usize) -> AttentionError {
         let [key, decoded_key, value, decoded_value] = &self.tensors;
         let kv_head = head / (self.queries[0].1.shape.heads / key.shape.heads);
+        let facts = self.facts.unwrap_or_else(|| AttentionFacts::usual(key.shape.dim));
         let positions: Vec<u64> =
             self.spans.iter().flat_map(|span| (0..span.seq as u64).map(|token| span.start + token)).collect();
         let (mut kls, mut logit_errors, mut agreements) = (Vec::new(), Vec::new(), Vec::new());
@@ -92,7 +95,8 @@ impl Case {
         for (first, queries) in &self.queries {
             for token in 0..queries.shape.seq {
                 let position = first + token as u64;
-                let live: Vec<usize> = (0..positions.len()).filter(|i| positions[*i] <= position).collect();
+                let sees = |at: u64| at <= position && facts.window.is_none_or(|window| position - at < window);
+                let live: Vec<usize> = (0..positions.len()).filter(|i| sees(positions[*i])).collect();
                 if live.is_empty() {
                     undefined += 1;
                     continue;
@@ -101,7 +105,8 @@ impl Case {
                 let attend = |keys: &Tensor, values: &Tensor| {
                     let dot = |i: &usize| {
                         let pairs = query.iter().zip(keys.row(*i, kv_head));
-                        pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() / (keys.shape.dim as f64).sqrt()
+                        let logit = pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>() * facts.scale;
+                        facts.softcap.map_or(logit, |softcap| softcap * (logit / softcap).tanh())
                     };
                     let logits: Vec<f64> = live.iter().map(dot).collect();
                     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -148,6 +153,10 @@ impl Case {
     fn check(&self) {
         let options = AttentionOptions::default();
         let found = self.replay(options.clone()).unwrap();
+        // A capped logit and its change are rounded to F32. What that makes of a logit goes into every probability, and with the changes,
+        // which are at most twice the cap, into the divergence.
+        let cap = self.facts.and_then(|facts| facts.softcap).unwrap_or(0.0);
+        let capped = 4.0 * cap * (1.0 + cap) * f64::from(f32::EPSILON);
         assert_eq!(found.heads.len(), self.queries[0].1.shape.heads);
         for (head, sums) in found.heads.iter().enumerate() {
             let (got, expected) = (sums.error(), self.textbook(head, options.top));
@@ -155,16 +164,17 @@ impl Case {
             // Inputs are multiples of 1/8 and the scale is a power of two, so logits and their changes are exact. What is left is the
             // rounding of the textbook, which takes logarithms below 1000 from each other.
             let close = |a: f64, b: f64, tolerance: f64| assert!((a - b).abs() <= tolerance, "{got:?} {expected:?}");
-            close(got.logit_rmse, expected.logit_rmse, 1e-12);
-            assert_eq!(got.logit_max, expected.logit_max);
-            close(got.kl_mean, expected.kl_mean, 1e-12);
-            close(got.kl_max, expected.kl_max, 1e-12);
-            close(got.kl_p99, expected.kl_p99, 1e-12 + expected.kl_p99 / 128.0);
-            assert!(got.kl_p99 >= expected.kl_p99 - 1e-12 && got.kl_p99 <= got.kl_max);
+            let exact = 1e-12 + capped;
+            close(got.logit_rmse, expected.logit_rmse, exact);
+            close(got.logit_max, expected.logit_max, capped);
+            close(got.kl_mean, expected.kl_mean, exact);
+            close(got.kl_max, expected.kl_max, exact);
+            close(got.kl_p99, expected.kl_p99, exact + expected.kl_p99 / 128.0);
+            assert!(got.kl_p99 >= expected.kl_p99 - exact && got.kl_p99 <= got.kl_max);
             assert_eq!(got.top_agreement, expected.top_agreement);
             // Weights and sums of up to a section are F32: one rounding per token, and some terms cancel.
             let rounding = (SECTION.min(self.tensors[0].shape.seq) + 2) as f64 * f64::from(f32::EPSILON);
-            close(got.output_error, expected.output_error, rounding * expected.output_error.max(1.0));
+            close(got.output_error, expected.output_error, (rounding + capped) * expected.output_error.max(1.0));
         }
     }
 }
@@ -195,7 +205,7 @@ fn case(spans: &[(u64, usize)], (q_heads, kv_heads): (usize, usize), dims: [usiz
         .iter()
         .map(|span| (span.start, Tensor::new(Shape::new(span.seq, q_heads, dims[0]), &mut number)))
         .collect();
-    Case { spans, tensors: [key, decoded_key, value, decoded_value], queries, dtype }
+    Case { spans, tensors: [key, decoded_key, value, decoded_value], queries, dtype, facts: None }
 }
 
 #[test]
@@ -213,6 +223,45 @@ fn groups_of_heads_gaps_and_several_entries_follow_the_textbook() {
         case(&[(0, 9), (9, 1), (10, 1), (40, 12)], (6, 2), [16, 5], dtype).check();
     }
     case(&[(3, 2), (7, 11)], (4, 4), [4, 16], DType::F16).check();
+}
+
+/// Facts of a layer.
+fn facts(scale: f64, softcap: Option<f64>, window: Option<u64>) -> AttentionFacts {
+    AttentionFacts { scale, softcap, window }
+}
+
+#[test]
+fn scale_softcap_and_window_follow_the_textbook_with_groups_and_gaps() {
+    for facts in [
+        facts(0.125, None, None),
+        facts(0.25, Some(3.0), None),
+        facts(0.25, None, Some(1)),
+        facts(0.5, Some(8.0), Some(11)),
+        facts(0.25, None, Some(33)),
+    ] {
+        let case = case(&[(0, 9), (9, 1), (10, 1), (40, 43), (90, 2)], (6, 2), [16, 5], DType::F16);
+        Case { facts: Some(facts), ..case }.check();
+    }
+}
+
+#[test]
+fn windows_begin_within_panels_blocks_and_sections() {
+    for window in [7, SECTION as u64 + 20] {
+        let case = case(&[(0, 2 * SECTION + 21)], (2, 1), [4, 17], DType::F16);
+        Case { facts: Some(facts(0.5, None, Some(window))), ..case }.check();
+    }
+}
+
+#[test]
+fn usual_facts_and_windows_that_hide_nothing_change_no_bit() {
+    let mut case = case(&[(0, 70), (80, 3)], (4, 2), [16, 16], DType::F16);
+    let expected = case.replay(AttentionOptions::default()).unwrap();
+    for facts in [facts(0.25, None, None), facts(0.25, None, Some(83)), facts(0.25, None, Some(u64::MAX))] {
+        case.facts = Some(facts);
+        assert_eq!(case.replay(AttentionOptions::default()).unwrap(), expected);
+    }
+    case.facts = Some(facts(0.25, None, Some(82)));
+    assert_ne!(case.replay(AttentionOptions::default()).unwrap(), expected);
 }
 
 #[test]
@@ -279,6 +328,7 @@ fn two_tokens(keys: [f32; 2], decoded: [f32; 2], values: [f32; 2], decoded_value
         tensors: [keys, decoded, values, decoded_values].map(tensor),
         queries: vec![(0, tensor([1.0, 1.0]))],
         dtype: DType::F32,
+        facts: None,
     }
 }
 
@@ -300,6 +350,38 @@ fn changes_below_the_rounding_of_probabilities_keep_their_digits() {
 }
 
 #[test]
+fn changes_under_a_softcap_keep_their_digits() {
+    // A logit of 3 under a cap of 1 is nearly flat: δ becomes δ (1 - tanh² 3) = 0.00986 δ, and KL = p (1 - p) δ² / 2.
+    let mut case = two_tokens([0.0, 3.0], [0.0, 3.0 + 2f32.powi(-20)], [0.0, 1.0], [0.0, 1.0]);
+    case.facts = Some(facts(1.0, Some(1.0), None));
+    let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
+    let (logit, delta) = (3f64.tanh(), 2f64.powi(-20) / 3f64.cosh().powi(2));
+    let p = 1.0 / (1.0 + logit.exp());
+    // Logit and change are rounded to F32, and a second-order term of the change is left out.
+    assert!((error.logit_max / delta - 1.0).abs() < 4e-6, "{error:?}");
+    assert!((error.kl_max / (p * (1.0 - p) * delta * delta / 2.0) - 1.0).abs() < 8e-6, "{error:?}");
+
+    case.tensors[1] = case.tensors[0].clone();
+    let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
+    assert_eq!((error.logit_max, error.kl_max, error.output_error), (0.0, 0.0, 0.0));
+}
+
+#[test]
+fn what_is_not_finite_outside_the_window_is_not_seen() {
+    let lost = [f32::NAN, 1.0];
+    let mut case = two_tokens(lost, [f32::INFINITY, 1.0], [f32::NEG_INFINITY, 2.0], [f32::NAN, 1.0]);
+    case.facts = Some(facts(1.0, None, Some(1)));
+    let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
+    assert_eq!((error.queries, error.undefined, error.broken), (1, 1, 0));
+    assert_eq!((error.kl_max, error.output_error), (0.0, 0.5));
+    // A cap does not make an infinite product a finite logit.
+    let mut case = two_tokens([0.0, 1.0], [0.0, f32::INFINITY], [1.0, 2.0], [1.0, 2.0]);
+    case.facts = Some(facts(1.0, Some(5.0), None));
+    let error = case.replay(AttentionOptions::default()).unwrap().heads[0].error();
+    assert_eq!((error.broken, error.kl_max), (1, f64::INFINITY));
+}
+
+#[test]
 fn most_attended_tokens_are_those_of_the_first_positions_among_equals() {
     let mut tokens = Vec::new();
     let rows = [1.0, 3.0, 2.0, 3.0, 3.0, 0.0, 2.0, 5.0, 3.0, f32::NEG_INFINITY, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0];
@@ -313,7 +395,8 @@ fn most_attended_tokens_are_those_of_the_first_positions_among_equals() {
 
 #[test]
 fn threads_change_nothing() {
-    let case = case(&[(0, 300)], (6, 2), [16, 16], DType::F16);
+    let mut case = case(&[(0, 300)], (6, 2), [16, 16], DType::F16);
+    case.facts = Some(facts(0.25, Some(4.0), Some(100)));
     let with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| case.replay(AttentionOptions::default()).unwrap())
@@ -327,17 +410,18 @@ fn chosen_queries_are_evenly_spaced_and_end_with_the_last() {
     let bytes = case.query_bytes();
     let queries = case.query_parts(&bytes);
     let sides = Sides { original: &[], decoded: &[] };
-    let input = LayerInput { spans: &case.spans, key: sides, value: sides, queries: &queries };
+    let input = LayerInput { spans: &case.spans, key: sides, value: sides, queries: &queries, facts: None };
+    let rule = Rule::of(None, 4).unwrap();
     for (count, expected) in [
         (1, vec![(1, 2, 10)]),
         (3, vec![(0, 2, 3), (0, 5, 6), (1, 2, 10)]),
         (5, vec![(0, 1, 2), (0, 3, 4), (0, 5, 6), (1, 0, 8), (1, 2, 10)]),
     ] {
         let options = AttentionOptions { queries: Some(count), ..AttentionOptions::default() };
-        let chosen = Attention::new(options).unwrap().select(&input).unwrap();
-        assert_eq!(chosen.iter().map(|query| (query.part, query.token, query.live)).collect::<Vec<_>>(), expected);
+        let chosen = Attention::new(options).unwrap().select(&input, &rule).unwrap();
+        assert_eq!(chosen.iter().map(|query| (query.part, query.token, query.sees.end)).collect::<Vec<_>>(), expected);
     }
-    let all = Attention::new(AttentionOptions { queries: Some(99), top: 1 }).unwrap().select(&input).unwrap();
+    let all = Attention::new(AttentionOptions { queries: Some(99), top: 1 }).unwrap().select(&input, &rule).unwrap();
     assert_eq!(all.len(), 10);
 }
 
@@ -394,6 +478,11 @@ fn errors_name_expected_and_got() {
     case.queries[0].1 = Tensor::new(Shape::new(3, 3, 4), || 0.0);
     let expected = "expected query heads to be a multiple of 2, got 3";
     assert_eq!(message(&case), (ErrorKind::ShapeMismatch, expected.to_owned()));
+
+    let mut case = good();
+    case.facts = Some(facts(-1.0, None, None));
+    let expected = "attention: expected a positive `scale` in the range of f32, got -1";
+    assert_eq!(message(&case), (ErrorKind::InvalidInput, expected.to_owned()));
 
     let error = Attention::new(AttentionOptions { queries: Some(0), top: 8 }).unwrap_err();
     assert_eq!(error.to_string(), "`/queries`: expected at least 1, got 0");
