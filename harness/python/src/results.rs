@@ -13,14 +13,14 @@ use crate::json::to_python;
 /// default), those for which the SQL expression `where` is true, by the column `sort` (descending with `-` before it), at most `limit`.
 #[pyfunction]
 #[pyo3(signature = (path, columns, r#where, sort, limit))]
-pub(crate) fn read_results<'py>(
-    py: Python<'py>,
+pub(crate) fn read_results(
+    py: Python<'_>,
     path: PathBuf,
     columns: Vec<String>,
     r#where: Option<String>,
     sort: Option<String>,
     limit: Option<usize>,
-) -> PyResult<Bound<'py, PyAny>> {
+) -> PyResult<Bound<'_, PyAny>> {
     let read = || {
         let store = Store::read(&path)?;
         let query = Query { columns, condition: r#where, order: sort, limit };
