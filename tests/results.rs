@@ -10,7 +10,7 @@ use gearbox::sweep::{Evaluator, Opened, Plan, SweepConfig, Unit};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use crate::run::{gearbox, json as json_of, root, run, sample, stderr, stdout, text};
+use crate::run::{c_library, gearbox, json as json_of, root, run, sample, stderr, stdout, text};
 
 /// A folder with a sweep of some settings of `zstd`, one lossy pipeline and one that is not legal.
 fn sweep_in(levels: &[u32]) -> (TempDir, PathBuf) {
@@ -291,6 +291,25 @@ fn rows_are_replayed_and_what_differs_is_named() {
     let changed = replay(&[&key, "--dump", text(&moved)], 1);
     assert!(changed.contains("DIFFERS") && changed.contains("digest of the dump"), "{changed}");
     assert!(replay(&["zz"], 2).contains("no key begins with `zz`"));
+}
+
+#[test]
+fn rows_of_loaded_plugins_are_replayed_with_their_library() {
+    let folder = tempdir().unwrap();
+    let [library, other, store] = ["libdemo.so", "libother.so", "a.db"].map(|name| folder.path().join(name));
+    c_library("plugins/examples/c-demo/demo.c", &[], &library);
+    c_library("plugins/examples/c-demo/demo.c", &["-g"], &other);
+    stdout(&["sweep", "--plugin", text(&library), "--pipeline", "plane-runs", "--results", text(&store)]);
+    let replay = |more: &[&str], status| {
+        let arguments = [&["results", "replay", "--sample", "1", "--results", text(&store)], more].concat();
+        String::from_utf8(run(&arguments, status).stdout).unwrap()
+    };
+    assert!(replay(&["--plugin", text(&library)], 0).contains("1 of 1 rows"));
+    let missing = replay(&[], 1);
+    let state = "  `/state`: \"ok\" and \"unsupported\"\n  plugin `plane-runs`: expected format 1 in the library";
+    assert!(missing.contains(state) && missing.contains("), got none"), "{missing}");
+    let another = replay(&["--plugin", text(&other)], 1);
+    assert!(another.contains("DIFFERS") && another.contains("got format 1 in the library `libother.so`"), "{another}");
 }
 
 #[test]

@@ -74,3 +74,11 @@ pub fn stderr(arguments: &[&str], status: i32) -> String {
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// Builds a library with plugins of a C source of the workspace.
+pub fn c_library(source: &str, flags: &[&str], out: &Path) {
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-std=c11", "-O1", "-shared", "-fPIC", "-I"]).arg(root().join("plugins/abi/include"));
+    let status = compiler.args(flags).arg(root().join(source)).arg("-o").arg(out).status();
+    assert!(status.unwrap().success(), "{source}");
+}

@@ -7,13 +7,13 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::run::{gearbox, json as json_of, root, run, sample, stderr, text};
+use crate::run::{c_library, gearbox, json as json_of, root, run, sample, stderr, text};
 
 /// The library of `tests/isolate/rude.rs`, in the profile of the tests.
 fn rude() -> PathBuf {
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let build = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "gearbox-tests", "--example", "rude", "--profile", profile])
+        .args(["build", "--quiet", "--locked", "--workspace", "--example", "rude", "--profile", profile])
         .current_dir(root())
         .status();
     assert!(build.unwrap().success(), "the library does not build");
@@ -24,16 +24,7 @@ fn rude() -> PathBuf {
 /// A library of `hostile.c` of the loader's tests.
 fn hostile(folder: &Path, name: &str, flags: &[&str]) -> PathBuf {
     let out = folder.join(format!("lib{name}.so"));
-    let abi = root().join("plugins/abi");
-    let status = Command::new("cc")
-        .args(["-std=c11", "-O1", "-shared", "-fPIC", "-I"])
-        .arg(abi.join("include"))
-        .args(flags)
-        .arg(abi.join("tests/hostile.c"))
-        .arg("-o")
-        .arg(&out)
-        .status();
-    assert!(status.unwrap().success());
+    c_library("plugins/abi/tests/hostile.c", flags, &out);
     out
 }
 

@@ -460,7 +460,12 @@ impl DiffArgs {
 }
 
 fn print_fields(fields: &[Field], more: usize) -> Result<()> {
-    let text = |value: &Option<Value>| value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    let text = |value: &Option<Value>| match value {
+        None => "nothing".to_owned(),
+        Some(Value::Object(_)) => "an object".to_owned(),
+        Some(Value::Array(items)) => format!("a list of {}", items.len()),
+        Some(value) => value.to_string(),
+    };
     for Field { pointer, first, second } in fields {
         report::print(&format!("  `{pointer}`: {} and {}", text(first), text(second)))?;
     }
