@@ -57,7 +57,9 @@ def measure(path: str, pipelines: list[str], rounds: int, mib: float) -> list[di
         pipeline = gearbox.Pipeline(name)
         stored = gearbox.encode(data, pipeline)
         assert all((got.view("u1") == array.view("u1")).all() for got, array in zip(gearbox.decode(stored), data))
-        seconds: dict[tuple[str, str], list[float]] = {(side, way): [] for side in ("rust", "wheel") for way in ("encode", "decode")}
+        seconds: dict[tuple[str, str], list[float]] = {
+            (side, way): [] for side in ("rust", "wheel") for way in ("encode", "decode")
+        }
         for _ in range(rounds):
             encode_ns, decode_ns, length = gearbox._gearbox.rust_calls(*data, pipeline)
             assert length == len(stored)
@@ -98,17 +100,37 @@ def main() -> None:
     if args.here:
         print(json.dumps(measure(args.dump, pipelines, args.rounds, args.mib)))
         return
-    print("| pipeline | way | threads | Rust MB/s | wheel MB/s | wheel / Rust | memory, MiB | stored, MiB | tensors, MiB |")
+    print(
+        "| pipeline | way | threads | Rust MB/s | wheel MB/s | wheel / Rust | memory, MiB | stored, MiB | tensors, MiB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for threads in args.threads or [1, 2]:
-        command = [sys.executable, __file__, "--here", "--dump", args.dump, "--rounds", str(args.rounds), "--mib", str(args.mib)]
+        command = [
+            sys.executable,
+            __file__,
+            "--here",
+            "--dump",
+            args.dump,
+            "--rounds",
+            str(args.rounds),
+            "--mib",
+            str(args.mib),
+        ]
         command += [word for name in pipelines for word in ("--pipeline", name)]
         environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
         told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
         for row in json.loads(told):
-            rates = [f"{side['median']:.0f} ({side['least']:.0f} to {side['greatest']:.0f})" for side in (row["rust"], row["wheel"])]
+            rates = [
+                f"{side['median']:.0f} ({side['least']:.0f} to {side['greatest']:.0f})"
+                for side in (row["rust"], row["wheel"])
+            ]
             sizes = [f"{row[name] / 2**20:.1f}" for name in ("growth", "stored", "bytes")]
-            print("|", " | ".join([row["pipeline"], row["way"], str(threads), *rates, f"{row['ratio']:.3f}", *sizes]), "|", flush=True)
+            print(
+                "|",
+                " | ".join([row["pipeline"], row["way"], str(threads), *rates, f"{row['ratio']:.3f}", *sizes]),
+                "|",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

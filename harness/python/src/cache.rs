@@ -125,11 +125,11 @@ impl Cache {
     /// Positions of the tokens that a layer holds, uint32 of shape `(rows, len)`: one row if all heads hold the same, else one per KV head.
     #[pyo3(signature = (layer=0))]
     fn live<'py>(&self, py: Python<'py>, layer: usize) -> PyResult<Bound<'py, PyArray2<u32>>> {
-        let (live, len) = py.detach(|| {
+        let work = || {
             let held = self.lock();
             held.live(layer).map(|live| (live, held.len(layer)))
-        })
-        .map_err(raise)?;
+        };
+        let (live, len) = py.detach(work).map_err(raise)?;
         let rows = live.len().checked_div(len).unwrap_or(1);
         PyArray1::from_vec(py, live).reshape([rows, len])
     }

@@ -184,7 +184,9 @@ def test_what_cannot_be_evicted_is_refused() -> None:
     cache.reset()
     with cache.attending(model):
         generate(model, cache, steps=2)
-    with pytest.raises(ValueError, match="layer 1: expected a layer without a window .* got a window of 8 tokens|layer 0: expected"):
+    with pytest.raises(
+        ValueError, match="layer 1: expected a layer without a window .* got a window of 8 tokens|layer 0: expected"
+    ):
         GearboxCache(small("gemma2"), evicting("h2o"))
     with pytest.raises(gearbox.GearboxError):
         GearboxCache(model, evicting("h2o", budget=2, recent_tokens=4))
@@ -200,5 +202,7 @@ def test_the_table_of_attention_functions_is_left_as_it_was() -> None:
         # Without a policy nothing changes.
         plain = GearboxCache(model, "planes", residual=4)
         with plain.attending(model):
-            assert torch.equal(generate(model, plain, steps=2)[1], generate(model, DynamicCache(config=model.config), steps=2)[1])
+            assert torch.equal(
+                generate(model, plain, steps=2)[1], generate(model, DynamicCache(config=model.config), steps=2)[1]
+            )
     assert cache.get_seq_length() == 0 and dict(ALL_ATTENTION_FUNCTIONS) == before

@@ -352,8 +352,9 @@ impl TensorCache {
 
     /// What is resident, by layer. A step of the usage is an append; in a layer that evicts, it ends when all attention was shown.
     pub fn ledger(&self) -> CacheLedger {
+        let layers = self.layers.iter().zip(&self.progress);
         CacheLedger {
-            layers: self.layers.iter().zip(&self.progress).map(|(layer, done)| layer.ledger(done.seen as u64)).collect(),
+            layers: layers.map(|(layer, progress)| layer.ledger(progress.seen as u64)).collect(),
             artifacts: self.spec.artifact_bytes(),
             token_ids: self.id_bytes(),
             usage: self.usage,

@@ -227,7 +227,9 @@ class _Recorder:
         attention = facts.text_config(self._model.config)._attn_implementation
         with (
             DumpWriter(path, self._geometry, self._dtype, entries, self._metadata, self._overwrite) as writer,
-            tapped_attention(attention, self._modules, lambda call: writer.write(call.layer, "query", rows(call.query))),
+            tapped_attention(
+                attention, self._modules, lambda call: writer.write(call.layer, "query", rows(call.query))
+            ),
             _inference(self._model),
         ):
             cache = TappedCache(self._model.config, writer.write)
