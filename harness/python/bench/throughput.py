@@ -3,7 +3,8 @@
     python harness/python/bench/throughput.py --dump DIR [--pipeline ID]... [--threads N]... [--rounds N] [--mib N]
 
 The tensors of the dump are joined to one pair of keys and values of at most so many MiB. Both sides work on it in one process and in
-turns; each number of threads has a process of its own. Speeds are medians in MB/s of tensor bytes, with the least and the greatest.
+turns; each number of threads has a process of its own. Speeds are medians in MB/s of tensor bytes, with the least and the greatest; the
+ratio is the median of the ratios of neighbouring calls, which other programs on the machine disturb least.
 Memory is the growth of peak resident memory over what was resident before the call.
 """
 
@@ -82,7 +83,8 @@ def measure(path: str, pipelines: list[str], rounds: int, mib: float) -> list[di
             for side in ("rust", "wheel"):
                 rates = [size / 1e6 / taken for taken in seconds[side, way]]
                 row[side] = {"median": statistics.median(rates), "least": min(rates), "greatest": max(rates)}
-            row["ratio"] = row["wheel"]["median"] / row["rust"]["median"]
+            turns = zip(seconds["rust", way], seconds["wheel", way])
+            row["ratio"] = statistics.median(rust / wheel for rust, wheel in turns)
             rows.append(row)
     return rows
 

@@ -93,7 +93,7 @@ impl TensorCache {
             }
         }
         let q_heads = model.q_heads.unwrap_or(model.kv_heads);
-        if q_heads == 0 || q_heads % model.kv_heads != 0 {
+        if q_heads == 0 || !q_heads.is_multiple_of(model.kv_heads) {
             let message = format!("`q_heads`: expected a multiple of {} KV heads, got {q_heads}", model.kv_heads);
             return Err(Error::invalid_config(message));
         }
@@ -257,7 +257,9 @@ impl TensorCache {
             target.decode(spec, &self.ids, decoded)?;
         } else if is_old {
             // What was encoded before need not be decoded: its place in the buffer is enough.
-            decoded.iter_mut().for_each(|decoded| decoded.resize(target.coded_len(spec), 0));
+            for decoded in decoded.iter_mut() {
+                decoded.resize(target.coded_len(spec), 0);
+            }
         }
         target.encode(spec, &self.ids, raw, decoded)?;
         self.account(layer);
