@@ -1,6 +1,6 @@
 //! What the harness logs, as records of the logger `gearbox` of Python's `logging`.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Write};
 
 use pyo3::prelude::*;
 use tracing::field::{Field, Visit};
@@ -47,8 +47,8 @@ impl Subscriber for Handover {
         // Nothing is left to log to while the interpreter ends.
         Python::try_attach(|py| {
             let logger = py.import("logging").and_then(|logging| logging.call_method1("getLogger", ("gearbox",)));
-            let logged = logger.and_then(|logger| logger.call_method1("log", (level, text.0)));
-            if let Err(error) = logged {
+            let done = logger.and_then(|logger| logger.call_method1("log", (level, text.0)));
+            if let Err(error) = done {
                 error.write_unraisable(py, None);
             }
         });
@@ -65,9 +65,10 @@ struct Text(String);
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        match field.name() {
-            "message" => self.0.push_str(&format!("{value:?}")),
-            name => self.0.push_str(&format!(" {name}={value:?}")),
-        }
+        let written = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+        debug_assert!(written.is_ok(), "a string takes whatever is written");
     }
 }
