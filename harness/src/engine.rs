@@ -13,7 +13,7 @@ use gearbox_core::container::RunInfo;
 use gearbox_core::{Chunk, ChunkCoder, Context, DType, Error, ErrorKind, Needs, Pipeline, Result, Role, Shape};
 use rayon::prelude::*;
 
-pub use decode::{Decoded, decode};
+pub use decode::{Decoded, decode, decode_into};
 pub use encode::{Encoded, check, encode, encode_arrays, offered, train};
 
 /// Bytes of tensors that are in flight at a time, unless two chunks alone are larger.

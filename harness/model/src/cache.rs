@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use gearbox_core::{
-    AttentionStep, CacheGeometry, CacheView, Chunking, DType, Error, EvictionSession, KeepSet, Needs, Pipeline, Result,
-    ResultExt, Role, Rope, Shape,
+    CacheGeometry, Chunking, DType, Error, EvictionSession, KeepSet, Needs, Pipeline, Result, ResultExt, Role, Rope,
+    Shape,
 };
 
 use self::attention::Scratch;
@@ -330,18 +330,14 @@ impl Cache {
         let (output, probabilities) = attended.map_err(from_candle)?;
         clock.lap(&mut self.timings.attention_ns);
         let mut raw = Vec::new();
-        if let Some(session) = layer.session.as_deref_mut() {
+        if layer.session.is_some() {
             let probabilities = probabilities.transpose(0, 1).map_err(from_candle)?;
             let seq = probabilities.dim(0).map_err(from_candle)?;
-            let (tokens, live) = (layer.positions.len(), layer.positions.flat());
-            let first_query = (self.ids.len() - seq) as u64;
-            let probabilities = values(&probabilities)?;
-            let probabilities = probabilities.as_slice();
-            session.observe(&AttentionStep { first_query, queries: seq, tokens, live: &live, probabilities })?;
+            layer.observe(self.ids.len() - seq, seq, &values(&probabilities)?)?;
             clock.lap(&mut self.timings.score_ns);
-            let keep = session.plan(&CacheView { seen: self.ids.len() as u64, tokens, live: &live })?;
+            let keep = layer.plan(spec, self.ids.len())?;
             clock.lap(&mut self.timings.plan_ns);
-            if let Some(lists) = keep_lists(keep, tokens, spec.kv_heads)? {
+            if let Some(lists) = keep {
                 raw = layer.evict(spec, &lists, decoded)?;
             }
             clock.lap(&mut self.timings.move_ns);

@@ -24,23 +24,10 @@ pub(crate) struct Tensor<'py> {
 impl<'py> Tensor<'py> {
     /// Checks that an argument is an array of shape `(seq, heads, dim)` without gaps.
     pub(crate) fn of(name: &str, argument: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let Ok(array) = argument.cast::<PyUntypedArray>() else {
-            let got = argument.get_type().name()?;
-            return Err(PyTypeError::new_err(format!(
-                "{name}: expected a numpy array of shape (seq, heads, dim), got {got}"
-            )));
-        };
+        let axes = ["seq", "heads", "dim"];
+        let array = array(name, axes, argument)?;
         let dtype = element(name, array)?;
-        let &[seq, heads, dim] = array.shape() else {
-            let got = argument.getattr("shape")?;
-            return Err(PyValueError::new_err(format!("{name}: expected shape (seq, heads, dim), got {got}")));
-        };
-        if !array.is_c_contiguous() {
-            let strides = argument.getattr("strides")?;
-            return Err(PyValueError::new_err(format!(
-                "{name}: expected a C-contiguous array, got strides {strides}; numpy.ascontiguousarray copies it"
-            )));
-        }
+        let [seq, heads, dim] = extents(name, axes, array)?;
         let bytes = argument.call_method1("view", ("uint8",))?.cast_into::<PyArray3<u8>>()?.try_readonly()?;
         Ok(Self { dtype, shape: Shape::new(seq, heads, dim), bytes })
     }
@@ -62,6 +49,61 @@ impl<'py> Tensor<'py> {
     pub(crate) fn chunk(&self) -> PyResult<Chunk<'_>> {
         Chunk::new(self.shape, self.dtype, self.bytes.as_slice()?).map_err(raise)
     }
+}
+
+/// Numbers that Python holds: a C-contiguous array of float32 with three axes.
+pub(crate) struct Floats<'py>(PyReadonlyArray3<'py, f32>);
+
+impl<'py> Floats<'py> {
+    /// Checks that an argument is such an array.
+    pub(crate) fn of(name: &str, axes: [&str; 3], argument: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = array(name, axes, argument)?;
+        extents(name, axes, array)?;
+        let Ok(floats) = array.cast::<PyArray3<f32>>() else {
+            let got = array.dtype().getattr("name")?;
+            return Err(PyTypeError::new_err(format!("{name}: expected dtype float32, got {got}")));
+        };
+        Ok(Self(floats.try_readonly()?))
+    }
+
+    /// Its extents.
+    pub(crate) fn shape(&self) -> [usize; 3] {
+        let &[first, second, third] = self.0.shape() else { unreachable!("the array has three axes") };
+        [first, second, third]
+    }
+
+    /// The numbers as they lie in memory.
+    pub(crate) fn numbers(&self) -> PyResult<&[f32]> {
+        Ok(self.0.as_slice()?)
+    }
+}
+
+/// Checks that an argument is an array.
+fn array<'a, 'py>(
+    name: &str,
+    axes: [&str; 3],
+    argument: &'a Bound<'py, PyAny>,
+) -> PyResult<&'a Bound<'py, PyUntypedArray>> {
+    if let Ok(array) = argument.cast::<PyUntypedArray>() {
+        return Ok(array);
+    }
+    let (axes, got) = (axes.join(", "), argument.get_type().name()?);
+    Err(PyTypeError::new_err(format!("{name}: expected a numpy array of shape ({axes}), got {got}")))
+}
+
+/// Checks that an array has three axes and no gaps.
+fn extents(name: &str, axes: [&str; 3], array: &Bound<'_, PyUntypedArray>) -> PyResult<[usize; 3]> {
+    let Ok(extents) = <[usize; 3]>::try_from(array.shape()) else {
+        let got = array.getattr("shape")?;
+        return Err(PyValueError::new_err(format!("{name}: expected shape ({}), got {got}", axes.join(", "))));
+    };
+    if !array.is_c_contiguous() {
+        let strides = array.getattr("strides")?;
+        return Err(PyValueError::new_err(format!(
+            "{name}: expected a C-contiguous array, got strides {strides}; numpy.ascontiguousarray copies it"
+        )));
+    }
+    Ok(extents)
 }
 
 /// The element type of an array.

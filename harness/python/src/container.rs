@@ -178,22 +178,10 @@ pub(crate) fn decode<'py>(py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult
     let infos: Vec<_> = container.sequences().map(|sequence| sequence.info.clone()).collect();
     let array = |info: &gearbox_core::container::SequenceInfo| NewArray::new(py, info.dtype, info.shape(info.seq()));
     let mut arrays = infos.iter().map(array).collect::<PyResult<Vec<_>>>()?;
-    let mut rest = arrays.iter_mut().map(NewArray::bytes).collect::<PyResult<Vec<_>>>()?;
+    let tensors = arrays.iter_mut().map(NewArray::bytes).collect::<PyResult<Vec<_>>>()?;
     let work = || -> Result<()> {
         let pipeline = container.pipeline(&registry)?;
-        let decoded = engine::decode(
-            &container,
-            &pipeline,
-            &ProgressBar::hidden(),
-            |_, _, _| Ok(()),
-            |idx, _, bytes| {
-                // Chunks of a sequence arrive in order.
-                let room = rest[idx].split_off_mut(..bytes.len());
-                room.ok_or_else(|| Error::corrupt("the chunks of a sequence hold more tokens than it has"))?
-                    .copy_from_slice(bytes);
-                Ok(())
-            },
-        )?;
+        let decoded = engine::decode_into(&container, &pipeline, &ProgressBar::hidden(), tensors)?;
         decoded.failures.into_iter().next().map_or(Ok(()), Err)
     };
     py.detach(work).map_err(raise)?;

@@ -23,6 +23,9 @@ use crate::registry::{load, registry};
 /// Opens a dump and reads it once, for its digest and entropies.
 fn open(path: &Path, selection: &Selection) -> Result<Opened> {
     let dump = Dump::open(path, selection)?;
+    if !dump.findings.list.is_empty() {
+        tracing::warn!("{}:\n{}", path.display(), dump.findings);
+    }
     if dump.entries() == 0 {
         return Err(Error::invalid_input(format!("`{}`: none of its entries is valid", path.display())));
     }

@@ -72,12 +72,61 @@ def test_arguments_that_do_not_fit_are_refused_and_change_nothing(tensor):
         ({"layers": 0}, gearbox.GearboxError, "`layers`: expected at least 1, got 0"),
         ({"dtype": "int8"}, ValueError, "dtype: expected float16, bfloat16 or float32, got int8"),
         ({"chunk": 0}, gearbox.GearboxError, "`chunk`: expected at least 1 token"),
+        ({"q_heads": 3}, gearbox.GearboxError, "`q_heads`: expected a multiple of 2 KV heads, got 3"),
     ]:
         with pytest.raises(error, match=message):
             gearbox.Cache("zstd", **(SHAPE | settings))
-    with pytest.raises(gearbox.GearboxError, match="evicts tokens") as caught:
-        gearbox.Cache({"routes": [{"evict": {"id": "window"}, "codec": {"id": "zstd"}}]}, **SHAPE)
-    assert caught.value.kind == "unsupported"
+
+
+def evicting(policy, **settings):
+    route = {"evict": {"id": policy, "budget_tokens": 20, "min_tokens": 20, **settings}, "codec": {"id": "planes"}}
+    return gearbox.Cache({"routes": [route]}, **SHAPE, q_heads=4, residual=4, chunk=8)
+
+
+def test_policies_evict_by_the_attention_they_are_shown(tensor):
+    key = tensor(50)
+    cache = evicting("h2o", sinks=0, recent_tokens=4)
+    assert (cache.evicts(0), gearbox.Cache("planes", **SHAPE).evicts(0)) == (True, False)
+    cache.append(0, key, key)
+    # The heads of the second group look at other tokens than those of the first.
+    hit = numpy.zeros((50, 4, 50), numpy.float32)
+    hit[:, :2, 5:21] = hit[:, 2:, 10:26] = 1 / 16
+    cache.observe(0, hit[:30])
+    assert cache.len(0) == 50, "20 queries are missing"
+    cache.observe(0, hit[30:])
+    assert (cache.len(0), cache.seen(0), cache.seen(1)) == (20, 50, 0)
+    recent = list(range(46, 50))
+    assert cache.live(0).tolist() == [[*range(5, 21), *recent], [*range(10, 26), *recent]]
+    assert cache.live(0).dtype == numpy.uint32
+    read = cache.read(0)[0]
+    for head, positions in enumerate(cache.live(0)):
+        assert bits(read[:, head]) == bits(key[positions, head])
+    ledger = cache.ledger()
+    assert (ledger["original_bytes"], ledger["layers"][0]["live"]) == (2 * key.nbytes, 20)
+    assert ledger["layers"][0]["bytes"]["positions"] == 2 * 20 * 4
+
+
+def test_attention_has_to_fit(tensor):
+    cache, key = evicting("window"), tensor(4)
+    cache.append(0, key, key)
+    even = numpy.full((4, 4, 4), 0.25, numpy.float32)
+    cases = [
+        (even.tolist(), TypeError, r"probabilities: expected a numpy array of shape \(queries, q_heads, len\), got list"),
+        (even[0], ValueError, r"expected shape \(queries, q_heads, len\), got \(4, 4\)"),
+        (even.astype("f8"), TypeError, "expected dtype float32, got float64"),
+        (even.transpose(), ValueError, "expected a C-contiguous array"),
+        (even[:, :2].copy(), ValueError, r"expected shape \(queries, 4, 4\), got \(4, 2, 4\)"),
+        (numpy.concatenate([even, even]), gearbox.GearboxError, "layer 0: expected probabilities of .4 queries at most"),
+    ]
+    for given, error, message in cases:
+        with pytest.raises(error, match=message):
+            cache.observe(0, given)
+    with pytest.raises(gearbox.GearboxError, match="expected the attention of the last 4 tokens before new ones"):
+        cache.append(0, key, key)
+    cache.observe(0, even)
+    cache.append(0, key, key)
+    with pytest.raises(gearbox.GearboxError, match="expected one of 2 layers"):
+        cache.live(2)
 
 
 def test_token_ids_come_with_the_tokens_that_need_them(tensor):

@@ -21,6 +21,14 @@ def test_rows_are_those_of_the_program(small, program, tmp_path):
     assert found.passed and "| zstd" in found.summary and len(found.sweep["canaries"]) == 2
 
 
+def test_warnings_are_records_of_logging(small, caplog):
+    (small / "bad.safetensors").write_bytes(b"no tensors")
+    with caplog.at_level("INFO", logger="gearbox"):
+        assert len(gearbox.sweep(dumps=small, pipelines=["store"])) == 1
+    warnings = [record for record in caplog.records if (record.name, record.levelname) == ("gearbox", "WARNING")]
+    assert str(small) in warnings[0].getMessage() and "bad.safetensors" in warnings[0].getMessage()
+
+
 def test_store_is_read_instead_of_computed_again(small, tmp_path):
     store = tmp_path / "results.db"
     first = gearbox.sweep(dumps=small, pipelines=["zstd"], results=store)

@@ -1,5 +1,7 @@
 //! From a container back to tensors.
 
+use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use gearbox_core::container::{Container, ReadAt, StoredSequence};
@@ -30,6 +32,82 @@ pub fn decode<S: ReadAt>(
     pipeline: &Pipeline,
     progress: &ProgressBar,
     visit: impl Fn(usize, usize, &[u8]) -> Result<()> + Sync,
+    sink: impl FnMut(usize, usize, &[u8]) -> Result<()> + Send,
+) -> Result<Decoded> {
+    decode_rooms(container, pipeline, progress, |_, _, bytes| Ok(Room::Own(vec![0; bytes])), visit, sink)
+}
+
+/// Decodes all chunks straight into memory of the caller, and checks digests: one slice for each of
+/// [`Container::sequences`], as long as its tensor.
+///
+/// # Errors
+/// [`ErrorKind::ShapeMismatch`](gearbox_core::ErrorKind::ShapeMismatch) if there are more or fewer slices, or one has another length; damage
+/// of the container is reported as failures, and leaves what was in the slices.
+pub fn decode_into<S: ReadAt>(
+    container: &Container<S>,
+    pipeline: &Pipeline,
+    progress: &ProgressBar,
+    tensors: Vec<&mut [u8]>,
+) -> Result<Decoded> {
+    let sequences: Vec<&StoredSequence> = container.sequences().collect();
+    if tensors.len() != sequences.len() {
+        let message = format!("expected slices for {} sequences, got {}", sequences.len(), tensors.len());
+        return Err(Error::shape(message));
+    }
+    let mut rooms: Vec<Vec<Mutex<Option<&mut [u8]>>>> = Vec::with_capacity(sequences.len());
+    for (sequence, mut tensor) in sequences.into_iter().zip(tensors) {
+        let (expected, got) = (sequence.info.original_bytes(), tensor.len());
+        let place = || format!("layer {}, {}", sequence.info.layer, sequence.info.role);
+        if expected != got as u64 {
+            return Err(Error::shape(format!("{}: expected a slice of {expected} bytes, got {got}", place())));
+        }
+        let bytes = |seq: usize| sequence.info.shape(seq).elements().saturating_mul(sequence.info.dtype.size());
+        let room = |seq: usize| tensor.split_off_mut(..bytes(seq)).map(|room| Mutex::new(Some(room)));
+        let chunks: Option<Vec<_>> = sequence.chunks.iter().map(|chunk| chunk.seq).map(room).collect();
+        let more = || Error::corrupt(format!("{}: chunks hold more tokens than the sequence", place()));
+        rooms.push(chunks.ok_or_else(more)?);
+    }
+    let room = |idx: usize, chunk: usize, _: usize| {
+        let held = rooms.get(idx).and_then(|chunks| chunks.get(chunk));
+        let room = held.and_then(|room| room.lock().unwrap_or_else(PoisonError::into_inner).take());
+        room.map(Room::Lent).ok_or_else(|| Error::corrupt("a chunk is named twice"))
+    };
+    decode_rooms(container, pipeline, progress, room, |_, _, _| Ok(()), |_, _, _| Ok(()))
+}
+
+/// Memory for a decoded chunk.
+enum Room<'a> {
+    Own(Vec<u8>),
+    Lent(&'a mut [u8]),
+}
+
+impl Room<'_> {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Lent(bytes) => bytes,
+        }
+    }
+}
+
+impl Deref for Room<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Lent(bytes) => bytes,
+        }
+    }
+}
+
+/// Decodes into memory that `room` gives for a sequence, a chunk of it, and so many bytes.
+fn decode_rooms<'a, S: ReadAt>(
+    container: &Container<S>,
+    pipeline: &Pipeline,
+    progress: &ProgressBar,
+    room: impl Fn(usize, usize, usize) -> Result<Room<'a>> + Sync,
+    visit: impl Fn(usize, usize, &[u8]) -> Result<()> + Sync,
     mut sink: impl FnMut(usize, usize, &[u8]) -> Result<()> + Send,
 ) -> Result<Decoded> {
     let sequences: Vec<&StoredSequence> = container.sequences().collect();
@@ -54,7 +132,7 @@ pub fn decode<S: ReadAt>(
             bytes.fold(0, usize::saturating_add)
         },
         |(pair, steps)| {
-            let done = decode_job(container, pipeline, &sequences, *pair, steps);
+            let done = decode_job(container, pipeline, &sequences, *pair, steps, &room);
             for (idx, chunk, result, _) in &done {
                 if let Ok(bytes) = result {
                     visit(*idx, *chunk, bytes)?;
@@ -118,37 +196,40 @@ fn pairs(sequences: &[&StoredSequence]) -> Vec<(u32, Pair)> {
 }
 
 /// Sequence, chunk, decoded tensor, and the time it took.
-type DecodedStep = (usize, usize, Result<Vec<u8>>, u64);
+type DecodedStep<'a> = (usize, usize, Result<Room<'a>>, u64);
 
-fn decode_job<S: ReadAt>(
+fn decode_job<'a, S: ReadAt>(
     container: &Container<S>,
     pipeline: &Pipeline,
     sequences: &[&StoredSequence],
     pair: Pair,
     steps: &[(Role, usize)],
-) -> Vec<DecodedStep> {
+    room: &impl Fn(usize, usize, usize) -> Result<Room<'a>>,
+) -> Vec<DecodedStep<'a>> {
     let layer = pair.iter().flatten().next().map_or(0, |idx| sequences[*idx].info.layer);
     let mut known = Known::new(Uses::of(pipeline, layer));
-    let mut done: Vec<DecodedStep> = Vec::with_capacity(steps.len());
+    let mut done: Vec<DecodedStep<'a>> = Vec::with_capacity(steps.len());
     for &(role, chunk) in steps {
         let Some(idx) = pair[role as usize].filter(|idx| chunk < sequences[*idx].chunks.len()) else { continue };
         let mut ns = 0;
         let key = pair[Role::Key as usize].map(|idx| sequences[idx]);
-        let result = decode_step(container, pipeline, &mut known, (sequences[idx], key), chunk, &mut ns);
+        let room = |bytes| room(idx, chunk, bytes);
+        let result = decode_step(container, pipeline, &mut known, (sequences[idx], key), chunk, room, &mut ns);
         known.keep(role, result.as_deref().ok());
         done.push((idx, chunk, result, ns));
     }
     done
 }
 
-fn decode_step<S: ReadAt>(
+fn decode_step<'a, S: ReadAt>(
     container: &Container<S>,
     pipeline: &Pipeline,
     known: &mut Known,
     (sequence, key): (&StoredSequence, Option<&StoredSequence>),
     number: usize,
+    room: impl FnOnce(usize) -> Result<Room<'a>>,
     ns: &mut u64,
-) -> Result<Vec<u8>> {
+) -> Result<Room<'a>> {
     let info = &sequence.info;
     let run = container.run(info.run)?;
     let chunk = sequence.chunks[number];
@@ -164,9 +245,9 @@ fn decode_step<S: ReadAt>(
     let cx = Context { rope: run.rope.as_ref(), end_token: Some(info.end()), ..cx };
     let key = key.map(|key| (key.info.shape(chunk.seq), key.info.dtype));
     let cx = known.context(cx, (shape, info.dtype), key).context(place)?;
-    let mut out = vec![0; bytes];
+    let mut out = room(bytes).context(place)?;
     let start = Instant::now();
-    let target = ChunkMut::new(shape, info.dtype, &mut out)?;
+    let target = ChunkMut::new(shape, info.dtype, out.bytes())?;
     guarded(|| container.decode_chunk(pipeline, sequence, number, &cx, target))?;
     *ns = start.elapsed().as_nanos() as u64;
     Ok(out)

@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use gearbox_core::{
-    Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession, LaneCoding, Limits, Needs,
-    Result, ResultExt, Role,
+    AttentionStep, CacheView, Chunk, ChunkCoder, ChunkMut, Context, EncodedChunk, EncodedLane, Error, EvictionSession,
+    LaneCoding, Limits, Needs, Result, ResultExt, Role,
 };
 use rayon::prelude::*;
 
 use super::Spec;
 use super::ledger::{Coded, LayerBytes, LayerLedger, Usage};
 use super::positions::Positions;
-use super::shrink;
+use super::{keep_lists, shrink};
 
 /// Bytes of the head of a chunk in a container, about: frame, sequence, position, tokens, number of lanes and checksum.
 const CHUNK_HEADER: usize = 16;
@@ -164,6 +164,21 @@ impl Layer {
     /// Whether coding its chunks takes the decoded ones before them.
     pub(super) fn looks_back(&self, spec: &Spec) -> Result<bool> {
         Ok(Coding::uses(spec, self.id)?.history)
+    }
+
+    /// Shows the policy, if there is one, probabilities `(queries, q_heads, live)` of consecutive queries.
+    pub(super) fn observe(&mut self, first_query: usize, queries: usize, probabilities: &[f32]) -> Result<()> {
+        let Some(session) = self.session.as_deref_mut() else { return Ok(()) };
+        let (first_query, tokens, live) = (first_query as u64, self.positions.len(), self.positions.flat());
+        session.observe(&AttentionStep { first_query, queries, tokens, live: &live, probabilities })
+    }
+
+    /// The slots that the policy keeps after so many tokens, for [`Layer::evict`]; none if all stay.
+    pub(super) fn plan(&mut self, spec: &Spec, seen: usize) -> Result<Option<Vec<Vec<u32>>>> {
+        let Some(session) = self.session.as_deref_mut() else { return Ok(None) };
+        let (tokens, live) = (self.positions.len(), self.positions.flat());
+        let keep = session.plan(&CacheView { seen: seen as u64, tokens, live: &live })?;
+        keep_lists(keep, tokens, spec.kv_heads)
     }
 
     /// Keeps the named slots: one ascending list for all heads, or one per KV head of equal length.

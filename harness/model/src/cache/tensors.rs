@@ -11,6 +11,8 @@ use super::{CacheOptions, Spec, append};
 pub struct TensorCacheSpec {
     /// Layers.
     pub layers: usize,
+    /// Query heads of each layer, which only policies look at; as many as KV heads if absent.
+    pub q_heads: Option<usize>,
     /// KV heads of each layer.
     pub kv_heads: usize,
     /// Channels per head.
@@ -24,8 +26,8 @@ pub struct TensorCacheSpec {
 /// Keys and values of one request, held as [`Cache`](super::Cache) holds them: older tokens as chunks that a pipeline encoded, the
 /// newest ones raw.
 ///
-/// Attention is up to the caller, who reads a layer as two tensors. Layers may be ahead of each other. Nothing is evicted, because
-/// there is no attention that a policy could look at.
+/// Attention is up to the caller, who reads a layer as two tensors. Layers may be ahead of each other. Where the pipeline evicts tokens, a
+/// step is [`append`](Self::append), [`read`](Self::read) and [`observe`](Self::observe), which shows the policy what attention did.
 ///
 /// # Examples
 /// ```
@@ -52,13 +54,24 @@ pub struct TensorCacheSpec {
 pub struct TensorCache {
     spec: Spec,
     layers: Vec<Layer>,
-    /// Appends to each layer.
-    steps: Vec<u64>,
+    /// By layer.
+    progress: Vec<Progress>,
     ids: Vec<u32>,
     uses_ids: bool,
     decoded: Decoded,
     usage: Usage,
     failed: bool,
+}
+
+/// How far a layer is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// Steps that ended.
+    steps: u64,
+    /// Tokens seen, evicted ones included.
+    seen: usize,
+    /// The newest ones among them whose queries the policy has yet to see.
+    due: usize,
 }
 
 impl std::fmt::Debug for TensorCache {
@@ -71,16 +84,21 @@ impl TensorCache {
     /// An empty cache. [`CacheOptions::block`] is of no meaning here.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the pipeline evicts tokens, has no route for a layer or cannot code its tensors;
-    /// [`ErrorKind::InvalidConfig`] for extents of 0.
+    /// [`ErrorKind::Unsupported`] if the pipeline has no route for a layer or cannot code its tensors;
+    /// [`ErrorKind::InvalidConfig`] for extents of 0, query heads that KV heads cannot share evenly, or a budget that cannot be met.
     pub fn new(model: &TensorCacheSpec, options: &CacheOptions) -> Result<Self> {
         for (name, value) in [("layers", model.layers), ("kv_heads", model.kv_heads), ("dim", model.dim)] {
             if value == 0 {
                 return Err(Error::invalid_config(format!("`{name}`: expected at least 1, got 0")));
             }
         }
+        let q_heads = model.q_heads.unwrap_or(model.kv_heads);
+        if q_heads == 0 || !q_heads.is_multiple_of(model.kv_heads) {
+            let message = format!("`q_heads`: expected a multiple of {} KV heads, got {q_heads}", model.kv_heads);
+            return Err(Error::invalid_config(message));
+        }
         let spec = Spec {
-            q_heads: model.kv_heads,
+            q_heads,
             kv_heads: model.kv_heads,
             dim: model.dim,
             rope: model.rope.clone(),
@@ -88,15 +106,8 @@ impl TensorCache {
             ..Spec::new(options)?
         };
         let (layers, uses_ids) = spec.layers(model.layers)?;
-        for (layer, pipeline) in layers.iter().flat_map(|layer| spec.pipeline.iter().map(move |held| (layer.id, held)))
-        {
-            if pipeline.policy(layer)?.is_some() {
-                let message = "the pipeline evicts tokens, which takes a cache that sees attention";
-                return Err(Error::unsupported(message).context(format!("layer {layer}")));
-            }
-        }
-        Ok(Self {
-            steps: vec![0; layers.len()],
+        let mut cache = Self {
+            progress: Vec::new(),
             spec,
             layers,
             ids: Vec::new(),
@@ -104,7 +115,9 @@ impl TensorCache {
             decoded: Decoded::default(),
             usage: Usage::default(),
             failed: false,
-        })
+        };
+        cache.reset()?;
+        Ok(cache)
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer> {
@@ -122,7 +135,25 @@ impl TensorCache {
         self.layers.len()
     }
 
-    /// Tokens of a layer; 0 for one that is not there.
+    /// Tokens that a layer has seen, evicted ones included: the position of the next one. 0 for a layer that is not there.
+    pub fn seen(&self, layer: usize) -> usize {
+        self.progress.get(layer).map_or(0, |progress| progress.seen)
+    }
+
+    /// Whether the pipeline evicts tokens of a layer, so that it has to be shown attention.
+    pub fn evicts(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|layer| layer.session.is_some())
+    }
+
+    /// Positions of the tokens that a layer holds, `(rows, len)` row-major: one row if all heads hold the same, else one per KV head.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if there is no such layer.
+    pub fn live(&self, layer: usize) -> Result<Vec<u32>> {
+        Ok(self.layer(layer)?.positions.flat())
+    }
+
+    /// Tokens that a layer holds; 0 for one that is not there.
     pub fn len(&self, layer: usize) -> usize {
         self.layers.get(layer).map_or(0, |layer| layer.positions.len())
     }
@@ -132,7 +163,8 @@ impl TensorCache {
         (0..self.layers.len()).all(|layer| self.len(layer) == 0)
     }
 
-    /// Appends tokens to a layer; whole chunks of tokens that are older than the newest ones are encoded.
+    /// Appends tokens to a layer; whole chunks of tokens that are older than the newest ones are encoded, in a layer that evicts as soon as
+    /// [`observe`](Self::observe) was shown the attention of these tokens.
     ///
     /// `tokens` are their ids: needed if the cache was made with [`TensorCacheSpec::tokens`] and no layer brought them before, else unused.
     ///
@@ -141,9 +173,15 @@ impl TensorCache {
     ///
     /// # Errors
     /// [`ErrorKind::ShapeMismatch`], [`ErrorKind::UnsupportedDType`] and [`ErrorKind::InvalidInput`] if the arguments are not what the cache
-    /// holds: it stays as it was. What the plugins report, with layer and role: after that the cache is of no more use.
+    /// holds, or if attention of the last tokens is due: it stays as it was. What the plugins report, with layer and role: after that the
+    /// cache is of no more use.
     pub fn append(&mut self, layer: usize, key: Chunk<'_>, value: Chunk<'_>, tokens: Option<&[u32]>) -> Result<()> {
-        let start = self.layer(layer)?.positions.len();
+        self.layer(layer)?;
+        let Progress { seen: start, due, .. } = self.progress[layer];
+        if due > 0 {
+            let message = format!("layer {layer}: expected the attention of the last {due} tokens before new ones");
+            return Err(Error::invalid_input(message));
+        }
         let place = || format!("layer {layer}");
         let seq = key.shape().seq;
         for (role, tensor) in Role::ALL.into_iter().zip([key, value]) {
@@ -153,23 +191,78 @@ impl TensorCache {
             self.learn(start, seq, tokens).context(place)?;
         }
         self.failed = true;
-        let (spec, target) = (&self.spec, &mut self.layers[layer]);
+        let target = &mut self.layers[layer];
         for (tail, new) in target.tail.iter_mut().zip([key, value]) {
             append(tail, new.bytes().len(), new.bytes().iter().copied());
         }
         target.positions.append(start as u32..(start + seq) as u32);
         target.usage.reached(target.bytes().total());
-        if spec.ages(target.tail[0].len() / spec.row()) {
-            // What was encoded before is decoded only if plugins look at it; else its place in the buffer is enough.
-            if target.looks_back(spec)? {
-                target.decode(spec, &self.ids, &mut self.decoded).context(place)?;
-            } else {
-                self.decoded.iter_mut().for_each(|decoded| decoded.resize(target.coded_len(spec), 0));
-            }
-            target.encode(spec, &self.ids, Vec::new(), &mut self.decoded).context(place)?;
+        self.progress[layer].seen += seq;
+        if seq > 0 && self.layers[layer].session.is_some() {
+            self.progress[layer].due = seq;
+            self.usage.reached(self.resident());
+        } else {
+            self.end(layer, None).context(place)?;
         }
-        self.account(layer);
         self.failed = false;
+        Ok(())
+    }
+
+    /// Shows the policy of a layer what attention did with the next queries of the tokens appended last. As soon as it has seen all of
+    /// them, it decides which tokens stay; then chunks are encoded. Nothing happens in a layer that does not evict.
+    ///
+    /// Long prompts may be shown in blocks of queries; a step of a single query behind the first token is taken as one of decoding.
+    ///
+    /// # Shapes
+    /// `probabilities` is `(queries, q_heads, len)`: softmax probabilities over all tokens that the layer holds, 0 where masked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ShapeMismatch`] if they have another length, or if fewer queries are due: the cache stays as it was. What the plugins
+    /// report, with the layer: after that the cache is of no more use.
+    pub fn observe(&mut self, layer: usize, queries: usize, probabilities: &[f32]) -> Result<()> {
+        let live = self.layer(layer)?.positions.len();
+        if !self.evicts(layer) {
+            return Ok(());
+        }
+        let Progress { seen, due, .. } = self.progress[layer];
+        let (q_heads, place) = (self.spec.q_heads, || format!("layer {layer}"));
+        let expected = queries.checked_mul(q_heads * live);
+        if queries == 0 || queries > due || expected != Some(probabilities.len()) {
+            let numbers = probabilities.len();
+            return Err(Error::shape(format!(
+                "layer {layer}: expected probabilities of ({due} queries at most, {q_heads}, {live}), got {numbers} of {queries} queries"
+            )));
+        }
+        self.failed = true;
+        let target = &mut self.layers[layer];
+        target.observe(seen - due, queries, probabilities).context(place)?;
+        self.progress[layer].due -= queries;
+        if queries == due {
+            let keep = target.plan(&self.spec, seen).context(place)?;
+            self.end(layer, keep).context(place)?;
+        }
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Ends a step of a layer: drops what is not among the slots that stay, if some do not, and encodes what became old.
+    fn end(&mut self, layer: usize, keep: Option<Vec<Vec<u32>>>) -> Result<()> {
+        let (spec, target, decoded) = (&self.spec, &mut self.layers[layer], &mut self.decoded);
+        let mut raw = Vec::new();
+        let is_old = spec.ages(target.tail[0].len() / spec.row());
+        if let Some(lists) = keep {
+            target.decode(spec, &self.ids, decoded)?;
+            raw = target.evict(spec, &lists, decoded)?;
+        } else if is_old && target.looks_back(spec)? {
+            target.decode(spec, &self.ids, decoded)?;
+        } else if is_old {
+            // What was encoded before need not be decoded: its place in the buffer is enough.
+            for decoded in decoded.iter_mut() {
+                decoded.resize(target.coded_len(spec), 0);
+            }
+        }
+        target.encode(spec, &self.ids, raw, decoded)?;
+        self.account(layer);
         Ok(())
     }
 
@@ -202,18 +295,23 @@ impl TensorCache {
         Ok(())
     }
 
-    /// Takes in the bytes after an append.
+    fn resident(&self) -> u64 {
+        let layers: u64 = self.layers.iter().map(|layer| layer.bytes().total()).sum();
+        layers + self.spec.artifact_bytes() + self.id_bytes()
+    }
+
+    /// Takes in the bytes at the end of a step of a layer.
     fn account(&mut self, layer: usize) {
-        let dense = |layer: &Layer| 2 * (layer.positions.len() * self.spec.row()) as u64;
-        let all = self.layers.iter().map(dense).sum();
-        let resident: u64 = self.layers.iter().map(|layer| layer.bytes().total()).sum();
-        let resident = resident + self.spec.artifact_bytes() + self.id_bytes();
-        let one = dense(&self.layers[layer]);
-        self.steps[layer] += 1;
+        let dense = |progress: &Progress| 2 * (progress.seen * self.spec.row()) as u64;
+        self.progress[layer].steps += 1;
+        let progress = self.progress[layer];
+        let (one, all) = (dense(&progress), self.progress.iter().map(dense).sum());
+        let steps = self.progress.iter().map(|progress| progress.steps).sum();
         let target = &mut self.layers[layer];
-        target.usage.ended(target.bytes().total(), one, self.steps[layer]);
+        target.usage.ended(target.bytes().total(), one, progress.steps);
+        let resident = self.resident();
         self.usage.reached(resident);
-        self.usage.ended(resident, all, self.steps.iter().sum());
+        self.usage.ended(resident, all, steps);
     }
 
     /// Decodes a layer.
@@ -238,19 +336,27 @@ impl TensorCache {
     }
 
     /// Forgets all tokens.
-    pub fn reset(&mut self) {
+    ///
+    /// # Errors
+    /// What policies report when they begin anew; after that the cache is of no more use.
+    pub fn reset(&mut self) -> Result<()> {
+        self.failed = true;
+        let count = self.layers.len() as u32;
         for layer in &mut self.layers {
             *layer = Layer::new(layer.id);
+            layer.session = self.spec.session(layer.id, count)?;
         }
-        self.steps.fill(0);
+        self.progress = vec![Progress::default(); self.layers.len()];
         self.ids.clear();
         (self.usage, self.failed) = (Usage::default(), false);
+        Ok(())
     }
 
-    /// What is resident, by layer. A step of the usage is an append.
+    /// What is resident, by layer. A step of the usage is an append; in a layer that evicts, it ends when all attention was shown.
     pub fn ledger(&self) -> CacheLedger {
+        let layers = self.layers.iter().zip(&self.progress);
         CacheLedger {
-            layers: self.layers.iter().map(|layer| layer.ledger(layer.positions.len() as u64)).collect(),
+            layers: layers.map(|(layer, progress)| layer.ledger(progress.seen as u64)).collect(),
             artifacts: self.spec.artifact_bytes(),
             token_ids: self.id_bytes(),
             usage: self.usage,

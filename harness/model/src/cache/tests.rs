@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::element::widen;
 
+mod tensors;
+
 const Q_HEADS: usize = 6;
 const KV_HEADS: usize = 2;
 const DIM: usize = 4;
@@ -209,24 +211,28 @@ struct Pair {
     window: Option<usize>,
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Of the last step, computed plainly: `(tokens, q_heads, live)`.
+    probabilities: Vec<f32>,
     noise: Noise,
+}
+
+fn options(pipeline: Option<Value>, dtype: DType) -> CacheOptions {
+    let build = |value: Value| {
+        let spec: PipelineSpec = gearbox_core::config::from_value(&value).unwrap();
+        Arc::new(Pipeline::build(&spec, &Registry::built_in().unwrap()).unwrap())
+    };
+    CacheOptions { dtype, pipeline: pipeline.map(build), residual: 4, chunk: Some(8), ..CacheOptions::default() }
+}
+
+/// The ids of some tokens.
+fn ids(positions: std::ops::Range<usize>) -> Vec<u32> {
+    positions.map(|position| (position * position % 50) as u32).collect()
 }
 
 impl Pair {
     fn new(pipeline: Option<Value>, dtype: DType, window: Option<usize>) -> Self {
-        let build = |value: Value| {
-            let spec: PipelineSpec = gearbox_core::config::from_value(&value).unwrap();
-            Arc::new(Pipeline::build(&spec, &Registry::built_in().unwrap()).unwrap())
-        };
-        let options = CacheOptions {
-            dtype,
-            pipeline: pipeline.map(build),
-            residual: 4,
-            chunk: Some(8),
-            ..CacheOptions::default()
-        };
-        let cache = Cache::new(&config(), &options).unwrap();
-        Self { cache, dtype, window, keys: Vec::new(), values: Vec::new(), noise: Noise(7) }
+        let cache = Cache::new(&config(), &options(pipeline, dtype)).unwrap();
+        Self { cache, dtype, window, keys: Vec::new(), values: Vec::new(), probabilities: Vec::new(), noise: Noise(7) }
     }
 
     /// Runs a step and compares what attention gave with attention over the tokens that were left, computed plainly.
@@ -244,8 +250,7 @@ impl Pair {
         let mut live = self.cache.layers[0].positions.flat();
         let rows = self.cache.layers[0].positions.rows();
         let tensor = |values: &[f32], heads| Tensor::from_slice(values, (tokens, heads, DIM), &Device::Cpu).unwrap();
-        let ids: Vec<u32> = (first..first + tokens).map(|idx| (idx * idx % 50) as u32).collect();
-        self.cache.begin(&ids).unwrap();
+        self.cache.begin(&ids(first..first + tokens)).unwrap();
         let given = [&tensor(&query, Q_HEADS), &tensor(&new[0], KV_HEADS), &tensor(&new[1], KV_HEADS)];
         let output = values(&self.cache.attend(0, self.window, given).unwrap()).unwrap();
         self.cache.end(1, 0);
@@ -258,6 +263,7 @@ impl Pair {
             })
             .collect();
         live.clear();
+        self.probabilities.clear();
         for token in 0..tokens {
             for head in 0..Q_HEADS {
                 let kv = head / (Q_HEADS / KV_HEADS);
@@ -274,6 +280,10 @@ impl Pair {
                     })
                     .collect();
                 let total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
+                let mut weights = weighted.iter().peekable();
+                self.probabilities.extend(visible[kv].iter().map(|position| {
+                    weights.next_if(|(seen, _)| seen == position).map_or(0.0, |(_, weight)| (weight / total) as f32)
+                }));
                 for channel in 0..DIM {
                     let value = |position: usize| f64::from(self.values[at(position) + channel]);
                     let expected: f64 =

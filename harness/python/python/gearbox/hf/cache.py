@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from . import facts
+from .attention import expect_causal, expect_fitting, probabilities
+from .tap import Call, tapped_attention
 
 PLAIN = (torch.float16, torch.bfloat16, torch.float32)
 """Element types that a cache holds."""
@@ -24,8 +28,14 @@ class GearboxCache(Cache):
 
     Every sequence of a batch has a store of its own. Layers with a sliding window read their window only, but hold all tokens.
 
-    Beam search and assisted decoding, which reorder or take back tokens, raise ``NotImplementedError``. Pipelines that evict tokens or
-    need token ids are refused with ``gearbox.GearboxError``: a cache of transformers sees neither attention nor ids.
+    A policy of the pipeline sees attention inside of ``attending``, and nowhere else::
+
+        cache = GearboxCache(model, pipeline)
+        with cache.attending(model):
+            model.generate(**inputs, past_key_values=cache)
+
+    Beam search and assisted decoding, which reorder or take back tokens, raise ``NotImplementedError``. Pipelines that need token ids are
+    refused with ``gearbox.GearboxError``: a cache of transformers does not see them.
 
     Args:
         model: the model, or its configuration; of the families in ``gearbox.hf.facts.FAMILIES``.
@@ -34,7 +44,7 @@ class GearboxCache(Cache):
         chunk: tokens that are encoded at a time; those of the pipeline's chunking by default, or 128 if that names none.
 
     Raises:
-        ValueError: for a model of another family.
+        ValueError: for a model of another family, and for a policy in a layer with a sliding window.
         gearbox.GearboxError: for a pipeline that is not legal here.
     """
 
@@ -45,7 +55,34 @@ class GearboxCache(Cache):
         self._store = _Store(config, pipeline, residual, chunk)
         # The cache of transformers itself decides which layers slide.
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
+        for index, window in enumerate(windows):
+            if window is not None and self._store.evicts(index):
+                raise ValueError(
+                    f"layer {index}: expected a layer without a window to evict tokens from, got a window of {window} tokens"
+                )
         super().__init__(layers=[_Layer(self._store, index, window) for index, window in enumerate(windows)])
+
+    @contextmanager
+    def attending(self, model: PreTrainedModel) -> Iterator[GearboxCache]:
+        """Shows the policy of the pipeline what attention of ``model`` does, so that it can evict tokens after each step.
+
+        Probabilities are computed a second time from queries and keys, in blocks of queries, so that any attention function may be in use.
+        The positions of new tokens go on as if nothing were evicted. After an error in here the cache is of no more use until ``reset``.
+
+        Raises:
+            ValueError: for a model with another number of layers. In a step: for batches with padding in front, and where layers or
+                sequences come to hold different numbers of tokens and a mask has to fit them all.
+        """
+        modules = facts.attention_modules(model, len(self.layers))
+        function = facts.text_config(model.config)._attn_implementation
+        with tapped_attention(function, modules, self._store.observe), self._store.attended():
+            yield self
+
+    def live(self, layer: int) -> list[np.ndarray]:
+        """Positions of the tokens that a layer holds, by sequence: ``(rows, tokens)`` each, with one row if all heads hold the same,
+        else one per KV head.
+        """
+        return [held.live(layer) for held in self._store.sequences]
 
     def ledger(self) -> dict[str, Any]:
         """Every byte that is held: ``original_bytes``, ``stored_bytes``, ``ratio`` of the two (None while there are no tokens), and
@@ -68,6 +105,7 @@ class _Store:
         geometry = facts.geometry(config)
         self._settings = {
             "layers": geometry.layers,
+            "q_heads": geometry.q_heads,
             "kv_heads": geometry.kv_heads,
             "head_dim": geometry.head_dim,
             "residual": residual,
@@ -75,9 +113,11 @@ class _Store:
             "rope": facts.common_rope(facts.ropes(config)),
         }
         self._pipeline = pipeline
+        self._attended = 0
         self.clear()
         # So that an illegal pipeline is refused here and not in the middle of a request.
-        self._make("float16")
+        empty = self._make("float16")
+        self._evicts = [empty.evicts(layer) for layer in range(geometry.layers)]
 
     def _make(self, dtype: str) -> Any:
         from gearbox import Cache as Compressed
@@ -87,10 +127,47 @@ class _Store:
     def clear(self) -> None:
         self.sequences: list[Any] = []
         self._dtype: torch.dtype | None = None
+        self._due: set[int] = set()
+
+    def evicts(self, layer: int) -> bool:
+        """Whether a policy decides which tokens of a layer stay."""
+        return self._evicts[layer]
 
     def len(self, layer: int) -> int:
-        """Tokens of a layer, the same for all sequences."""
+        """Tokens that a layer holds, the same for all sequences."""
         return self.sequences[0].len(layer) if self.sequences else 0
+
+    def seen(self, layer: int) -> int:
+        """Tokens that a layer has seen, evicted ones included."""
+        return self.sequences[0].seen(layer) if self.sequences else 0
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Attention is shown by ``observe`` in here."""
+        self._attended += 1
+        try:
+            yield
+        finally:
+            self._attended -= 1
+
+    def observe(self, call: Call) -> None:
+        """Takes in what attention does with the tokens that were appended last, after which policies evict."""
+        layer = call.layer
+        # Another cache may be in use with the same model.
+        if layer not in self._due:
+            return
+        expect_fitting(call)
+        if not self._evicts[layer]:
+            self._due.remove(layer)
+            return
+        expect_causal(call)
+        for sequence, held in enumerate(self.sequences):
+            for block in probabilities(call, sequence):
+                held.observe(layer, block.cpu().numpy())
+        self._due.remove(layer)
+        kept = [held.len(layer) for held in self.sequences]
+        if len(set(kept)) > 1:
+            raise ValueError(f"layer {layer}: expected all sequences to keep as many tokens, got {kept}")
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Takes the next tokens, ``(batch, kv_heads, seq, head_dim)`` each."""
@@ -106,6 +183,12 @@ class _Store:
         if (batch, dtype) != (len(self.sequences), self._dtype):
             expected = f"{len(self.sequences)} sequences in {self._dtype}"
             raise ValueError(f"layer {layer}: expected {expected}, got {batch} in {dtype}; `reset` begins anew")
+        if self._attended:
+            self._due.add(layer)
+        elif self._evicts[layer]:
+            raise RuntimeError(
+                f"layer {layer}: the pipeline evicts tokens, which takes attention: expected `with cache.attending(model):` around"
+            )
         for held, *new in zip(self.sequences, key, value):
             held.append(layer, *(_to_numpy(states) for states in new))
 
@@ -154,14 +237,18 @@ class _Layer(CacheLayerMixin):
         return self._store.read(self._index, length, key_states.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Tokens that the next ``query_length`` queries may see, these included, and the position of the first of them."""
-        seen = self.get_seq_length()
-        before = seen if self._window is None else min(seen, self._window - 1)
+        """Tokens that the next ``query_length`` queries may see, these included, and the position of the first of them.
+
+        Tokens that a policy left count as the last ones in front of the queries, which all of them see.
+        """
+        seen, before = self.get_seq_length(), self._store.len(self._index)
+        if self._window is not None:
+            before = min(before, self._window - 1)
         return before + query_length, seen - before
 
     def get_seq_length(self) -> int:
-        """Tokens so far."""
-        return self._store.len(self._index)
+        """Tokens so far, evicted ones included: the position of the next one."""
+        return self._store.seen(self._index)
 
     def get_max_length(self) -> int:
         """The window, or -1 for no limit."""

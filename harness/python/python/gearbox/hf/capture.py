@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from . import facts
 from .dump import DTYPES, DumpWriter, check_run_name
-from .tap import TappedCache, tapped_queries
+from .tap import TappedCache, rows, tapped_attention
 
 Content = str | Sequence[int]
 """What a prompt says: a text, or token ids."""
@@ -227,7 +227,9 @@ class _Recorder:
         attention = facts.text_config(self._model.config)._attn_implementation
         with (
             DumpWriter(path, self._geometry, self._dtype, entries, self._metadata, self._overwrite) as writer,
-            tapped_queries(attention, self._modules, writer.write),
+            tapped_attention(
+                attention, self._modules, lambda call: writer.write(call.layer, "query", rows(call.query))
+            ),
             _inference(self._model),
         ):
             cache = TappedCache(self._model.config, writer.write)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any, Protocol
 
@@ -42,13 +43,28 @@ class TappedCache(DynamicCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the attention function of a layer is called with; tensors are only lent for the call."""
+
+    layer: int
+    query: torch.Tensor
+    """After RoPE, ``(batch, q_heads, seq, dim)``."""
+    key: torch.Tensor
+    """Of all tokens that the layer may see, ``(batch, kv_heads, tokens, dim)``."""
+    mask: torch.Tensor | None
+    """As transformers made it: true or 0 where a query sees a token, and none where the function knows by itself."""
+    scale: float
+    softcap: float | None
+
+
 # The table of attention functions belongs to the process: one change at a time.
 _table = RLock()
 
 
 @contextmanager
-def tapped_queries(name: str, modules: Sequence[nn.Module], sink: Sink) -> Iterator[None]:
-    """Shows the queries, after RoPE, that ``modules``, one per layer, call the attention function ``name`` (``sdpa``, ``eager``, …) with.
+def tapped_attention(name: str, modules: Sequence[nn.Module], sees: Callable[[Call], None]) -> Iterator[None]:
+    """Shows what ``modules``, one per layer, call the attention function ``name`` (``sdpa``, ``eager``, …) with.
 
     The function that is there stays the one that computes; other models pass through. The table of transformers is as it was afterwards.
     """
@@ -56,15 +72,23 @@ def tapped_queries(name: str, modules: Sequence[nn.Module], sink: Sink) -> Itera
     with _table:
         base = ALL_ATTENTION_FUNCTIONS.get(name)
 
-        def attend(module: nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def attend(
+            module: nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: torch.Tensor | None = None,
+            **settings: Any,
+        ) -> Any:
             layer = layers.get(id(module))
             if layer is not None:
-                sink(layer, "query", rows(query))
+                scale = settings.get("scaling") or module.scaling
+                sees(Call(layer, query, key, attention_mask, scale, settings.get("softcap")))
             function = base
             if function is None:
                 # `eager` is not in the table: every family has its own, next to its module.
                 function = sys.modules[type(module).__module__].eager_attention_forward
-            return function(module, query, *args, **kwargs)
+            return function(module, query, key, value, attention_mask, **settings)
 
         ALL_ATTENTION_FUNCTIONS[name] = attend
         try:
