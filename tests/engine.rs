@@ -342,14 +342,14 @@ fn run_name_of_a_container_cannot_leave_the_output_folder() {
     let mut writer = ContainerWriter::new(Vec::new(), &pipeline).unwrap();
     let run = writer.add_run(&RunInfo { name: "../evil".into(), ..RunInfo::default() }).unwrap();
     let span = Span { start: 0, seq: 1 };
-    let mut encoded = EncodedChunk::default();
     for role in Role::ALL {
+        let mut encoded = EncodedChunk::default();
         let entries = vec![EntryInfo { span, stage: Stage::Prefill }];
         let info = SequenceInfo { run, layer: 0, role, dtype: DType::F16, heads: 1, dim: 2, entries };
         let id = writer.add_sequence(info).unwrap();
         let chunk = Chunk::new(Shape::new(1, 1, 2), DType::F16, &[0; 4]).unwrap();
         pipeline.coder(0, role).unwrap().encode(chunk, &Context::new(0, role, 0), &mut encoded).unwrap();
-        writer.add_chunk(id, 0, 1, &encoded, &[0; 4]).unwrap();
+        writer.add_chunk(id, 0, 1, encoded, &[0; 4]).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("evil.gbx");

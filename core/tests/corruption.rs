@@ -361,9 +361,9 @@ fn writer_refuses_what_no_reader_opens() {
         let lane = EncodedLane { spec, coding: LaneCoding::Stored, range: 0..2 * seq };
         EncodedChunk { lanes: vec![lane], bytes: vec![0; 2 * seq] }
     };
-    let mut add = |first, seq: usize, chunk: &EncodedChunk| writer.add_chunk(id, first, seq, chunk, &vec![0; 2 * seq]);
+    let mut add = |first, seq: usize, chunk: EncodedChunk| writer.add_chunk(id, first, seq, chunk, &vec![0; 2 * seq]);
     for (first, seq) in [(1, 2), (0, 4), (0, 0)] {
-        assert_eq!(add(first, seq, &tensor(seq)).unwrap_err().kind(), ErrorKind::ShapeMismatch, "{first} {seq}");
+        assert_eq!(add(first, seq, tensor(seq)).unwrap_err().kind(), ErrorKind::ShapeMismatch, "{first} {seq}");
     }
     let (u8, stored, coded) = (Elem::U8, LaneCoding::Stored, LaneCoding::Codec);
     let refused = [
@@ -376,12 +376,12 @@ fn writer_refuses_what_no_reader_opens() {
     ];
     for (lane, kind) in refused {
         let chunk = EncodedChunk { bytes: vec![0; lane.range.len().min(1)], lanes: vec![lane] };
-        assert_eq!(add(0, 3, &chunk).unwrap_err().kind(), kind, "{:?}", chunk.lanes);
+        assert_eq!(add(0, 3, chunk.clone()).unwrap_err().kind(), kind, "{:?}", chunk.lanes);
     }
     let many = EncodedChunk { lanes: vec![lane("n", u8, 0, stored, 0..0); 257], bytes: vec![] };
-    assert_eq!(add(0, 3, &many).unwrap_err().kind(), ErrorKind::LimitExceeded);
+    assert_eq!(add(0, 3, many).unwrap_err().kind(), ErrorKind::LimitExceeded);
     // What was refused left nothing behind.
-    add(0, 3, &tensor(3)).unwrap();
-    add(5, 3, &tensor(3)).unwrap();
+    add(0, 3, tensor(3)).unwrap();
+    add(5, 3, tensor(3)).unwrap();
     open(&writer.finish().unwrap().0).unwrap();
 }

@@ -69,7 +69,7 @@ proptest! {
             let bytes = &tensor[before * row..(before + plan.seq) * row];
             let chunk = Chunk::new(Shape::new(plan.seq, 1, dim), DType::Bf16, bytes).unwrap();
             coder.encode(chunk, &Context::new(3, Role::Value, plan.first_token), &mut encoded).unwrap();
-            writer.add_chunk(id, plan.first_token, plan.seq, &encoded, bytes).unwrap();
+            writer.add_chunk(id, plan.first_token, plan.seq, encoded.clone(), bytes).unwrap();
             before += plan.seq;
         }
         let (file, ledger) = writer.finish().unwrap();

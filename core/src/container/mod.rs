@@ -6,6 +6,7 @@
 mod cover;
 mod reader;
 mod record;
+mod sink;
 mod source;
 mod wire;
 mod writer;
@@ -13,6 +14,7 @@ mod writer;
 use serde::{Deserialize, Serialize};
 
 pub use reader::{Container, Damage, StoredChunk, StoredSequence};
+pub use sink::{Parts, Sink};
 pub use source::ReadAt;
 pub use writer::{ContainerWriter, RunId, SequenceId};
 

@@ -1,12 +1,14 @@
 //! Writing containers.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io;
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::cover::Cover;
 use super::record::{MAX_LANE_NAME, MAX_NUMBER, MAX_RUN_NAME, check_lanes, max_head, max_payload};
+use super::sink::Sink;
 use super::wire::{put_str, put_varint};
 use super::{END_MAGIC, Header, MAGIC, RunInfo, SequenceInfo, VERSION, tag};
 use crate::coder::checked_bytes;
@@ -37,7 +39,7 @@ struct OpenSequence {
 /// It refuses what [`Container::open`](super::Container::open) would refuse under the default [`Limits`].
 ///
 /// Call [`ContainerWriter::finish`]: a container without its end is readable only by [`Container::recover`](super::Container::recover).
-pub struct ContainerWriter<W: Write> {
+pub struct ContainerWriter<W: Sink> {
     out: W,
     written: u64,
     ledger: Ledger,
@@ -53,7 +55,7 @@ pub struct ContainerWriter<W: Write> {
     record: Vec<u8>,
 }
 
-impl<W: Write> ContainerWriter<W> {
+impl<W: Sink> ContainerWriter<W> {
     /// Starts a container: magic, version, the resolved pipeline and its trained models.
     ///
     /// # Errors
@@ -90,20 +92,29 @@ impl<W: Write> ContainerWriter<W> {
             check_limit("codec number", slot, MAX_NUMBER)?;
             put_varint(&mut writer.head, slot as u64);
             put_payload(&mut writer.head, &artifact.0);
-            let len = writer.put_record(tag::ARTIFACT, &artifact.0)?;
+            let len = writer.put_record(tag::ARTIFACT, artifact.0.as_slice().into())?;
             writer.ledger.add(Section::Artifact, len);
         }
         Ok(writer)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
         self.written += bytes.len() as u64;
-        Ok(())
+        self.out.put(bytes).map_err(|error| failed(&error))
+    }
+
+    fn put_payload(&mut self, payload: Cow<'_, [u8]>) -> Result<()> {
+        match payload {
+            Cow::Borrowed(bytes) => self.put(bytes),
+            Cow::Owned(bytes) => {
+                self.written += bytes.len() as u64;
+                self.out.give(bytes).map_err(|error| failed(&error))
+            }
+        }
     }
 
     /// Writes `self.head` and a payload as one record; returns its length.
-    fn put_record(&mut self, tag: u8, payload: &[u8]) -> Result<usize> {
+    fn put_record(&mut self, tag: u8, payload: Cow<'_, [u8]>) -> Result<usize> {
         let limits = Limits::default();
         let mut head = std::mem::take(&mut self.head);
         check_limit("bytes of a record head", head.len(), max_head(tag, &limits).unwrap_or(0))?;
@@ -118,8 +129,8 @@ impl<W: Write> ContainerWriter<W> {
         let checksum = crc32c::crc32c(&self.record);
         self.record.extend_from_slice(&checksum.to_le_bytes());
         let record = std::mem::take(&mut self.record);
-        let written = self.put(&record).and_then(|()| self.put(payload));
         let len = record.len() + payload.len();
+        let written = self.put(&record).and_then(|()| self.put_payload(payload));
         self.record = record;
         written?;
         self.index.push(tag);
@@ -155,7 +166,7 @@ impl<W: Write> ContainerWriter<W> {
             }
         }
         put_payload(&mut self.head, &tokens);
-        let len = self.put_record(tag::RUN, &tokens)?;
+        let len = self.put_record(tag::RUN, tokens.into())?;
         self.ledger.add(Section::Run, len);
         self.runs += 1;
         Ok(RunId(self.runs - 1))
@@ -198,7 +209,7 @@ impl<W: Write> ContainerWriter<W> {
             self.head.push(stage_code(entry.stage));
             end = entry.span.start + entry.span.seq as u64;
         }
-        let len = self.put_record(tag::SEQUENCE, &[])?;
+        let len = self.put_record(tag::SEQUENCE, (&[]).into())?;
         self.ledger.add_to(account(Section::Sequence, &info), len);
         self.places.insert(place);
         let (missing, cover) = (info.seq(), Cover::new(&info.entries));
@@ -221,7 +232,7 @@ impl<W: Write> ContainerWriter<W> {
         put_varint(&mut self.head, id);
         self.head.extend_from_slice(&[code, width]);
         put_str(&mut self.head, &spec.name);
-        let len = self.put_record(tag::LANE, &[])?;
+        let len = self.put_record(tag::LANE, (&[]).into())?;
         self.ledger.add(Section::LaneTable, len);
         self.lanes.insert(key, id);
         Ok(id)
@@ -238,7 +249,7 @@ impl<W: Write> ContainerWriter<W> {
         sequence: SequenceId,
         first_token: u64,
         seq: usize,
-        chunk: &EncodedChunk,
+        chunk: EncodedChunk,
         decoded: &[u8],
     ) -> Result<()> {
         let open = self
@@ -248,7 +259,7 @@ impl<W: Write> ContainerWriter<W> {
         let info = &open.info;
         let place = || format!("chunk of sequence {} (layer {}, {})", sequence.0, info.layer, info.role);
         let tensor = LaneSpec::tensor(info.dtype, info.shape(seq));
-        check_chunk(chunk, &tensor).context(place)?;
+        check_chunk(&chunk, &tensor).context(place)?;
         if decoded.len() != tensor.byte_len() {
             return Err(Error::shape(format!("expected {} decoded bytes, got {}", tensor.byte_len(), decoded.len())));
         }
@@ -273,13 +284,13 @@ impl<W: Write> ContainerWriter<W> {
             put_payload(&mut self.head, &chunk.bytes[lane.range.clone()]);
         }
         let lanes_len = self.head.len() - fixed;
-        let len = self.put_record(tag::CHUNK, &chunk.bytes)?;
+        let payload = chunk.bytes.len();
+        let len = self.put_record(tag::CHUNK, chunk.bytes.into())?;
         let place = |section, lane| Account { section, layer: Some(layer), role: Some(role), lane };
         self.ledger.add_to(place(Section::LaneHeader, None), lanes_len);
-        self.ledger.add_to(place(Section::ChunkHeader, None), len - chunk.bytes.len() - lanes_len);
-        for lane in &chunk.lanes {
-            let name = lane.spec.name.clone().into_owned();
-            self.ledger.add_to(place(Section::Payload, Some(name)), lane.range.len());
+        self.ledger.add_to(place(Section::ChunkHeader, None), len - payload - lanes_len);
+        for lane in chunk.lanes {
+            self.ledger.add_to(place(Section::Payload, Some(lane.spec.name.into_owned())), lane.range.len());
         }
         Ok(())
     }
@@ -295,21 +306,25 @@ impl<W: Write> ContainerWriter<W> {
             }
             put_varint(&mut self.head, id as u64);
             self.head.extend_from_slice(&open.digest.digest128().to_le_bytes());
-            let len = self.put_record(tag::DIGEST, &[])?;
+            let len = self.put_record(tag::DIGEST, (&[]).into())?;
             self.ledger.add_to(account(Section::Sequence, &open.info), len);
         }
         let offset = self.written;
         let index = std::mem::take(&mut self.index);
         put_payload(&mut self.head, &index);
-        let len = self.put_record(tag::INDEX, &index)?;
+        let len = self.put_record(tag::INDEX, index.into())?;
         let mut trailer = offset.to_le_bytes().to_vec();
         trailer.extend_from_slice(&crc32c::crc32c(&trailer).to_le_bytes());
         trailer.extend_from_slice(&END_MAGIC);
         self.put(&trailer)?;
         self.ledger.add(Section::Index, len + trailer.len());
-        self.out.flush().map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+        self.out.end().map_err(|error| failed(&error))?;
         Ok((self.out, self.ledger))
     }
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::new(ErrorKind::Io, error.to_string())
 }
 
 fn check_limit(what: &str, value: usize, limit: usize) -> Result<()> {

@@ -343,7 +343,7 @@ pub fn sample(pipeline: &mut Pipeline) -> (Vec<u8>, Vec<Vec<u8>>, ledger::Ledger
                 let chunk = Chunk::new(Shape::new(plan.seq, HEADS, DIM), DType::F16, bytes).unwrap();
                 let cx = Context::new(layer, role, plan.first_token);
                 pipeline.coder(layer, role).unwrap().encode(chunk, &cx, &mut encoded).unwrap();
-                writer.add_chunk(ids[role as usize], plan.first_token, plan.seq, &encoded, bytes).unwrap();
+                writer.add_chunk(ids[role as usize], plan.first_token, plan.seq, encoded.clone(), bytes).unwrap();
             }
             before += plan.seq;
         }

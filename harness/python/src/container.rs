@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use gearbox::dump::{Arrays, NewEntry};
 use gearbox::engine;
-use gearbox_core::container::{Container, ReadAt};
+use gearbox_core::container::{Container, Parts, ReadAt};
 use gearbox_core::{Error, Limits, Pipeline, Result, ResultExt, Role, Rope, Stage};
 use indicatif::ProgressBar;
 use numpy::PyUntypedArray;
@@ -56,8 +56,8 @@ pub(crate) fn encode<'py>(
     let bar = ProgressBar::hidden();
     if let Ok(dump) = data.cast::<Dump>() {
         let index = &dump.get().index;
-        let bytes = py.detach(|| engine::encode(index, &mut pipeline, Vec::new(), &bar)).map_err(raise)?.0;
-        return Ok(PyBytes::new(py, &bytes));
+        let encoded = py.detach(|| engine::encode(index, &mut pipeline, Parts::default(), &bar));
+        return bytes(py, encoded.map_err(raise)?.0);
     }
     let role = named("role", role, Role::ALL, Role::name)?;
     let stage = named("stage", stage, [Stage::Prefill, Stage::Decode, Stage::Unknown], Stage::name)?;
@@ -68,11 +68,18 @@ pub(crate) fn encode<'py>(
         let entry = NewEntry::new(run, *layer, start, stage, key.chunk()?, value.chunk()?);
         entries.push(NewEntry { tokens: tokens.as_deref(), rope: rope.as_ref(), ..entry });
     }
-    let work = || -> Result<Vec<u8>> {
+    let work = || -> Result<Parts> {
         let arrays = if one { Arrays::of_role(&entries, role) } else { Arrays::new(&entries) }?;
-        Ok(engine::encode_arrays(&arrays, &mut pipeline, Vec::new(), &bar)?.0)
+        Ok(engine::encode_arrays(&arrays, &mut pipeline, Parts::default(), &bar)?.0)
     };
-    Ok(PyBytes::new(py, &py.detach(work).map_err(raise)?))
+    bytes(py, py.detach(work).map_err(raise)?)
+}
+
+fn bytes(py: Python<'_>, parts: Parts) -> PyResult<Bound<'_, PyBytes>> {
+    PyBytes::new_with(py, parts.len(), |out| {
+        py.detach(|| parts.copy_to(out));
+        Ok(())
+    })
 }
 
 /// Finds the value with a name.

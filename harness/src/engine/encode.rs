@@ -2,12 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
-use gearbox_core::container::{ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo};
+use gearbox_core::container::{ContainerWriter, EntryInfo, RunId, RunInfo, SequenceId, SequenceInfo, Sink};
 use gearbox_core::ledger::Ledger;
 use gearbox_core::{
     Chunk, ChunkCoder, ChunkMut, ChunkPlan, Chunking, Context, DType, EncodedChunk, Error, Limits, Needs, Pipeline,
@@ -241,7 +240,7 @@ impl<'a> LayerWork<'a> {
 ///
 /// # Errors
 /// What [`check`] reports before anything is written; then what files and plugins report, with run, layer, role and tokens.
-pub fn encode<W: Write + Send>(
+pub fn encode<W: Sink + Send>(
     dump: &Dump,
     pipeline: &mut Pipeline,
     out: W,
@@ -254,7 +253,7 @@ pub fn encode<W: Write + Send>(
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_arrays<W: Write + Send>(
+pub fn encode_arrays<W: Sink + Send>(
     arrays: &Arrays<'_>,
     pipeline: &mut Pipeline,
     out: W,
@@ -263,7 +262,7 @@ pub fn encode_arrays<W: Write + Send>(
     encode_input(Input::memory(arrays), pipeline, out, progress)
 }
 
-fn encode_input<W: Write + Send>(
+fn encode_input<W: Sink + Send>(
     input: Input<'_>,
     pipeline: &mut Pipeline,
     out: W,
@@ -310,9 +309,9 @@ fn encode_input<W: Write + Send>(
                     let plan = &layers[*layer].plans[step.chunk];
                     let decoded = step.decoded.as_deref().unwrap_or(step.source.bytes());
                     let (id, cost) = ids[*layer][&step.role];
-                    writer.add_chunk(id, plan.first_token, plan.seq, &step.encoded, decoded)?;
                     costs[cost].ns += step.ns;
                     escapes += step.escapes();
+                    writer.add_chunk(id, plan.first_token, plan.seq, step.encoded, decoded)?;
                     progress.inc(decoded.len() as u64);
                 }
                 Ok(())
