@@ -26,7 +26,7 @@ fn worker() -> Spawn {
     let program = PROGRAM.get_or_init(|| {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let build = std::process::Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--locked", "--package", "gearbox-tests", "--example", "isolate-worker"])
+            .args(["build", "--quiet", "--locked", "--workspace", "--example", "isolate-worker"])
             .args(["--profile", profile])
             .current_dir(root())
             .status();

@@ -306,7 +306,7 @@ fn rows_of_loaded_plugins_are_replayed_with_their_library() {
     };
     assert!(replay(&["--plugin", text(&library)], 0).contains("1 of 1 rows"));
     let missing = replay(&[], 1);
-    let state = "  `/state`: \"ok\" and \"unsupported\"\n  plugin `plane-runs`: expected format 1 in the library";
+    let state = "  `/state`: \"ok\" and \"error\"\n  plugin `plane-runs`: expected format 1 in the library";
     assert!(missing.contains(state) && missing.contains("), got none"), "{missing}");
     let another = replay(&["--plugin", text(&other)], 1);
     assert!(another.contains("DIFFERS") && another.contains("got format 1 in the library `libother.so`"), "{another}");

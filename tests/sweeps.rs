@@ -184,7 +184,9 @@ fn kept_containers_are_the_rows_of_the_table_and_of_the_csv() {
     let out = folder.path().join("results");
     let arguments = ["sweep", "--pipeline", "gear", "--pipeline", "store", "--out", text(&out), "--keep-containers"];
     let table = stdout(&arguments);
-    assert!(std::fs::read_to_string(out.join("sweep.md")).unwrap().contains(table.trim()));
+    let (table, place) = table.trim().rsplit_once('\n').unwrap();
+    assert_eq!(place, format!("`sweep.json`, `sweep.csv`, `sweep.md` and the containers in `{}`", out.display()));
+    assert!(std::fs::read_to_string(out.join("sweep.md")).unwrap().contains(table));
     let csv = std::fs::read_to_string(out.join("sweep.csv")).unwrap();
     for (idx, line) in csv.lines().skip(1).enumerate() {
         let size = std::fs::metadata(out.join(format!("{idx:04}.gbx"))).unwrap().len().to_string();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gearbox::dump::{Dump, Selection};
 use gearbox::results::Store;
 use gearbox::sweep::{
-    Containers, Evaluator as RustEvaluator, Opened, Plan as RustPlan, Record, Shard, SweepConfig, Unit,
+    Containers, Evaluator as RustEvaluator, Opened, Plan as RustPlan, Record, Resumed, Shard, SweepConfig, Unit,
 };
 use gearbox::{pipelines, sample};
 use gearbox_abi::Source;
@@ -162,12 +162,15 @@ impl Plan {
     }
 
     /// The whole sweep as `(dict, table, passed)`; what the store holds is read, what it lacks is evaluated here.
-    #[pyo3(signature = (results, shard=None))]
+    ///
+    /// `computed` units of the store were evaluated for this sweep; without it, the store is a passing one that nobody is told of.
+    #[pyo3(signature = (results, shard=None, computed=None))]
     fn run<'py>(
         &self,
         py: Python<'py>,
         results: PathBuf,
         shard: Option<&str>,
+        computed: Option<usize>,
     ) -> PyResult<(Bound<'py, PyAny>, String, bool)> {
         let shard = shard_of(shard)?;
         let work = || {
@@ -184,7 +187,12 @@ impl Plan {
             });
             plan.stored_in(&store, false).run(dumps.collect::<Result<_>>()?, &containers)
         };
-        let sweep = py.detach(work).map_err(raise)?;
+        let mut sweep = py.detach(work).map_err(raise)?;
+        sweep.resumed = sweep.resumed.zip(computed).map(|(resumed, computed)| Resumed {
+            computed: resumed.computed + computed,
+            read: resumed.read.saturating_sub(computed),
+            ..resumed
+        });
         Ok((to_python(py, &sweep)?, sweep.summary(), sweep.passed()))
     }
 }

@@ -36,6 +36,8 @@ def test_store_is_read_instead_of_computed_again(small, tmp_path):
     assert [json.loads(unit)["name"] for _, unit in plan.units(str(store))] == ["lz4"]
     both = gearbox.sweep(dumps=small, pipelines=["zstd", "lz4"], results=store)
     assert first[0]["encode_ns"] == both[0]["encode_ns"], "read, not measured again"
+    assert "1 units computed, 0 read" in first.summary and "1 units computed, 1 read" in both.summary
+    assert both.sweep["resumed"]["computed"] == 1 and "computed" not in gearbox.sweep(dumps=small, pipelines=["store"]).summary
     assert [row["name"] for row in both] == ["zstd", "lz4"]
 
 

@@ -139,7 +139,7 @@ def sweep(
     """
     plan = make_plan(config, dumps, pipelines)
     with store(results) as path:
-        evaluator = Evaluator()
-        for batch in batches(plan.units(None if rerun else path, shard)):
+        evaluator, units = Evaluator(), plan.units(None if rerun else path, shard)
+        for batch in batches(units):
             plan.insert(path, evaluator.evaluate([unit for _, unit in batch]), rerun)
-        return Results(*plan.run(path, shard))
+        return Results(*plan.run(path, shard, None if results is None else len(units)))

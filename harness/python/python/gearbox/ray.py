@@ -149,7 +149,7 @@ def sweep(
         error = GearboxError("; ".join(f"node {one['node']}: {one['error']}" for one in failures))
         error.kind = failures[0]["kind"]
         raise error
-    return Results(*plan.run(os.fspath(results)))
+    return Results(*plan.run(os.fspath(results), None, len(units)))
 
 
 def _run(ray, plan, units, results, options):
