@@ -93,8 +93,10 @@ impl Sink for Parts {
         Ok(())
     }
 
-    fn give(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+    fn give(&mut self, mut bytes: Vec<u8>) -> io::Result<()> {
         self.len += bytes.len();
+        // Chunks are encoded into buffers that would hold them uncompressed.
+        bytes.shrink_to_fit();
         self.closed.push(std::mem::take(&mut self.open));
         self.closed.push(bytes);
         Ok(())

@@ -21,7 +21,7 @@ def test_every_public_name_has_a_docstring_and_a_stub():
             for method, held in vars(thing).items():
                 if not method.startswith("_"):
                     assert inspect.getdoc(held), f"{name}.{method}"
-                    assert f"def {method}(" in stub or thing is gearbox.Results, f"{name}.{method}"
+                    assert f"def {method}(" in stub or thing.__module__ == "gearbox._sweep", f"{name}.{method}"
 
 
 def test_package_needs_nothing_but_numpy():
