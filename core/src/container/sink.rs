@@ -94,9 +94,12 @@ impl Sink for Parts {
     }
 
     fn give(&mut self, mut bytes: Vec<u8>) -> io::Result<()> {
-        self.len += bytes.len();
-        // Chunks are encoded into buffers that would hold them uncompressed.
+        // Chunks are encoded into buffers that would hold them uncompressed; a small one would keep such a place from the next.
+        if bytes.len() < bytes.capacity() / 2 {
+            return self.put(&bytes);
+        }
         bytes.shrink_to_fit();
+        self.len += bytes.len();
         self.closed.push(std::mem::take(&mut self.open));
         self.closed.push(bytes);
         Ok(())

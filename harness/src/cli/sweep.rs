@@ -122,7 +122,7 @@ impl SweepArgs {
         }
         if let Some(out) = &self.out {
             let containers = if self.keep_containers { " and the containers" } else { "" };
-            let _ = writeln!(text, "`sweep.json`, `sweep.csv`, `sweep.md`{containers} in `{}`", out.display());
+            let _ = write!(text, "\n`sweep.json`, `sweep.csv`, `sweep.md`{containers} in `{}`", out.display());
         }
         if json {
             report::print_json(&result)?;
